@@ -76,6 +76,16 @@ def require_schedule(section: str, kind: str, warmup_steps: int, max_grad_norm: 
     )
 
 
+def require_sampling(section: str, top_p: float, top_k: int) -> None:
+    """Raise ValueError unless a section can draw tokens with this `top_p` and `top_k`."""
+    require(
+        0 < top_p <= 1,
+        f"{section}.top_p is {top_p}; tokens are drawn from the likeliest that have this share of the probability. Set "
+        f"{section}.top_p above 0, and to 1 for all tokens.",
+    )
+    require_at_least(f"{section}.top_k", top_k, 0, "0 means all tokens")
+
+
 def require_share(name: str, value: float) -> None:
     """Raise ValueError for a `value` outside [0, 1]."""
     require(0 <= value <= 1, f"{name} is {value}; it is a share. Set {name} to a number from 0 to 1.")

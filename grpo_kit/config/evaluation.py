@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from grpo_kit.config.checks import require, require_at_least
+from grpo_kit.config.checks import require, require_at_least, require_sampling
 from grpo_kit.config.protocols import apply_protocol
 
 
@@ -35,7 +35,11 @@ class Evaluation:
         length = self.max_completion_length
         require_at_least("evaluation.max_completion_length", length, 1, "a completion has at least one token")
         require_at_least("evaluation.batch_size", self.batch_size, 1, "a batch has at least one completion")
-        require(self.temperature >= 0, f"evaluation.temperature is {self.temperature}; it must be 0 (greedy) or more.")
+        require(
+            self.temperature >= 0,
+            f"evaluation.temperature is {self.temperature}; 0 (greedy) is the least. Set it to 0 or more.",
+        )
+        require_sampling("evaluation", self.top_p, self.top_k)
 
     def _check_modes(self) -> None:
         words = {"True": "on", "False": "off"}  # what YAML reads these two words as

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from grpo_kit.config.checks import require, require_at_least, require_one_of, require_schedule
+from grpo_kit.config.checks import require, require_at_least, require_one_of, require_sampling, require_schedule
 from grpo_kit.config.environments import require_rewards
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
@@ -28,6 +28,7 @@ class Stage:
             self.learning_rate is None or self.learning_rate > 0,
             f"grpo.stages has the learning_rate {self.learning_rate}; a step must change something. Set it above 0.",
         )
+        _require_clipping("epsilon_high in grpo.stages", self.epsilon_high)
         length = self.max_completion_length
         require_at_least("max_completion_length in grpo.stages", length, 1, "a completion has at least one token")
         require_one_of("enter in grpo.stages", self.enter, ("steps", "clipped", "plateau"))
@@ -110,6 +111,11 @@ class Grpo:
             self.temperature > 0,
             f"grpo.temperature is {self.temperature}; at 0 all samples of a group are equal. Set it to 1.0.",
         )
+        require_sampling("grpo", self.top_p, self.top_k)
+        require(self.beta >= 0, f"grpo.beta is {self.beta}; it is the weight of the KL. Set grpo.beta to 0 or more.")
+        _require_clipping("grpo.epsilon", self.epsilon)
+        _require_clipping("grpo.epsilon_high", self.epsilon_high)
+        require_at_least("grpo.num_iterations", self.num_iterations, 1, "a batch is learnt from at least once")
         require(
             not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; only one can be. Set one to false."
         )
@@ -130,3 +136,10 @@ class Grpo:
         """How far above 1 a ratio is clipped, in `stage` if one is given and has its own `epsilon_high`."""
         values = (stage.epsilon_high if stage else None, self.epsilon_high, self.epsilon)
         return next(value for value in values if value is not None)
+
+
+def _require_clipping(name: str, value: float | None) -> None:
+    require(
+        value is None or value >= 0,
+        f"{name} is {value}; a ratio is clipped so far from 1. Set {name} to 0 or more.",
+    )

@@ -53,6 +53,12 @@ class Lora:
             f"lora.r is {self.r}; the challenge's scorer accepts ranks up to {MAX_LORA_RANK}. "
             f"Set lora.r to {MAX_LORA_RANK} or less.",
         )
+        require_at_least("lora.lora_alpha", self.lora_alpha, 1, "the update is scaled by it, and 0 trains nothing")
+        require(
+            0 <= self.lora_dropout < 1,
+            f"lora.lora_dropout is {self.lora_dropout}; it is the share of inputs that a step leaves out. Set "
+            "lora.lora_dropout to 0 or more and below 1.",
+        )
         require(
             bool(self.target_modules),
             "lora.target_modules is empty; without a target nothing is trained. Name at least one module.",

@@ -186,6 +186,11 @@ class Run:
     time_limit: str | None = None  # of the session, such as 3h30m; None: Kaggle's 12 h on Kaggle, none elsewhere
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.seed < 2**32,
+            f"run.seed is {self.seed}; random numbers start from a whole number of 32 bits. Set run.seed to a number "
+            f"from 0 to {2**32 - 1}.",
+        )
         if self.time_limit is not None:
             parse_duration("run.time_limit", self.time_limit)
 
