@@ -31,6 +31,7 @@ class Stage:
         _require_clipping("epsilon_high in grpo.stages", self.epsilon_high)
         length = self.max_completion_length
         require_at_least("max_completion_length in grpo.stages", length, 1, "a completion has at least one token")
+        require_at_least("steps in grpo.stages", 1 if self.steps is None else self.steps, 1, "a stage takes a step")
         require_one_of("enter in grpo.stages", self.enter, ("steps", "clipped", "plateau"))
 
 

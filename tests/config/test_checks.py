@@ -104,8 +104,12 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken():
     ends = ["grpo.top_p=1", "grpo.top_k=0", "evaluation.temperature=0", "grpo.beta=0", "grpo.epsilon=0"]
     ends += ["grpo.epsilon_high=null", "lora.lora_dropout=0", "lora.lora_alpha=1", "run.seed=4294967295"]
     assert load_config(["tiny"], [*ends, "grpo.stages=[{steps: 3}]"]).run.seed == 2**32 - 1
-    with pytest.raises(ValueError, match="^epsilon_high in grpo.stages is -1.0; a ratio"):
-        load_config(["tiny"], ["grpo.stages=[{steps: 3, epsilon_high: -1}]"])
+    for stage, words in (
+        ("epsilon_high: -1", "epsilon_high in grpo.stages is -1.0; a ratio"),
+        ("steps: -5", "steps in grpo.stages is -5; a stage takes a step"),
+    ):
+        with pytest.raises(ValueError, match=f"^{words}"):
+            load_config(["tiny"], [f"grpo.stages=[{{{stage}}}]"])
 
 
 @pytest.mark.parametrize(
