@@ -9,7 +9,6 @@ from grpo_kit.cli.next_steps import show_again
 from grpo_kit.cli.options import RunName
 from grpo_kit.display import console
 from grpo_kit.runs.session import open_run
-from grpo_kit.runs.texts import show_controls
 
 
 def publish(
@@ -43,8 +42,8 @@ def publish(
     console.out.print(escape((published.folder / "README.md").read_text(encoding="utf-8")), soft_wrap=True)
     if published.own_words:
         console.out.print("# of your own words, these become public:")
-        for name, text in published.own_words.items():
-            console.out.print(escape(f"{name:<24} {show_controls(text)}"), soft_wrap=True)
+        for line in published.describe_own_words():
+            console.out.print(escape(line), soft_wrap=True)
     console.out.print("# dry run: nothing was sent")
     if published.is_preview:
         console.out.print("The Hub does not have the run's base, so this folder is a preview and cannot be sent.")

@@ -5,7 +5,6 @@ from pathlib import Path
 from grpo_kit.config import RunConfig
 from grpo_kit.display.notebook_words import reword
 from grpo_kit.runs.run import Run
-from grpo_kit.runs.texts import show_controls
 
 
 def submit_zip(zip_path: Path, message: str, send: bool) -> None:
@@ -45,6 +44,6 @@ def publish(config: RunConfig, run: Run, to: str, private: bool, send: bool, bas
     display(Markdown(above))
     display(Image((published.folder / CURVES).read_bytes()))  # a notebook has no file of this name beside it
     display(Markdown(below))
-    for name, text in published.own_words.items():
-        print(f"becomes public: {name} {show_controls(text)}")
+    if published.own_words:
+        print("Of your own words, these become public:", *published.describe_own_words(), sep="\n")
     print("Nothing was sent.")

@@ -17,8 +17,10 @@ from grpo_kit.publishing.hub_client import Head, HubClient, TryAgainError
 from grpo_kit.publishing.public_record import RECORD, list_own_words
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
+from grpo_kit.runs.texts import show_controls
 
 TRIES, LONGEST_WAIT = 4, 60.0  # of the upload, and seconds that are waited before another one
+SHOWN = 200  # characters of the user's own words in a terminal
 GITS_OWN = ".gitattributes"  # which the Hub puts into every repository
 
 
@@ -40,6 +42,15 @@ class Published(NamedTuple):
     address: str
     sent: list[str]
     is_preview: bool = False
+
+    def describe_own_words(self) -> list[str]:
+        """`own_words` as lines for a terminal; a long text is cut and its length stated."""
+        lines = []
+        for name, text in self.own_words.items():
+            words = show_controls(" ".join(text.split()))
+            more = f"... ({len(text):,} characters)" if len(words) > SHOWN else ""
+            lines.append(f"{name}: {words[:SHOWN]}{more}")
+        return lines
 
 
 def publish(

@@ -29,7 +29,7 @@ def test_a_dry_run_prints_every_file_with_its_size_and_the_card(call, folder):
         assert f"{path.stat().st_size:,} bytes  {path}" in result.output
     assert (folder / "small/publish/README.md").read_text() in result.output
     assert "dry run: nothing was sent" in result.output
-    assert "of your own words, these become public:\nrewards                  <lambda>\n" in result.output
+    assert "of your own words, these become public:\nrewards: <lambda>\n" in result.output
     assert result.output.endswith("so this folder is a preview and cannot be sent.\n")  # no command that is refused
 
 

@@ -18,7 +18,7 @@ def test_publishing_shows_the_card_and_sends_nothing_unless_told_to(trained, tmp
     assert below.strip().startswith("## Samples") and "curves.png" not in above + below
     printed = capsys.readouterr().out
     assert "bytes  adapter_model.safetensors" in printed and printed.endswith(
-        "becomes public: rewards <lambda>\nNothing was sent.\n"
+        "these become public:\nrewards: <lambda>\nNothing was sent.\n"
     )
     with pytest.raises(ValueError, match="is embedded in grpo-kit"):
         notebook.publish(trained[0], run, "ada/sums", private=True, send=True)

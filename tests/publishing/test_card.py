@@ -5,13 +5,14 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from grpo_kit.config import Policy
 from grpo_kit.nemotron.base_models import LIGHTNING, PUBLISHED
 from grpo_kit.publishing.base import find_base
-from grpo_kit.publishing.card import render_card
-from grpo_kit.publishing.folder import read_modules
+from grpo_kit.publishing.card import CURVES, make_metadata, render_card
+from grpo_kit.publishing.folder import NAMES, read_modules
 from grpo_kit.publishing.run_facts import Example, Measured, Source, collect_facts
 from tests.helpers.settings import ROOT
 
@@ -171,6 +172,118 @@ def test_hub_sets_and_the_licence_of_the_base_are_linked(facts):
     assert f"its author names it {LIGHTNING}" in card and "mine.jsonl" not in card
     assert "[gsm8k](https://huggingface.co/datasets/openai/gsm8k) | mit | 7,473 | `0a0a0a0a0a0a0a0a` |" in card
     assert "[openmdw-1.1](https://openmdw.ai/license/1-1/)" in card
+
+
+def test_a_preview_names_no_base_that_the_hub_could_link(facts):
+    card = render_card(facts._replace(base=find_base(Policy())))
+    data = ModelCard(card).data.to_dict()
+    assert data.keys().isdisjoint({"base_model", "base_model_relation", "model-index", "metrics"})
+    assert "**A preview.**" in card and data["license"] == "apache-2.0"
+    load = section(card, "Load it")
+    assert "from_pretrained" not in load and "vllm serve" not in load and "snapshot_download" not in load
+    assert 'Policy(model="tiny"' in load and 'Path("publish")' in load
+    (block,) = re.findall("```python\n(.*?)```", load, re.DOTALL)
+    ast.parse(block)
+
+
+def test_pictures_lie_beside_the_card(facts):
+    assert re.findall(r"!\[[^]]*\]\(([^)]*)\)", render_card(facts)) == [CURVES] and CURVES in NAMES
+
+
+def test_the_language_is_only_that_of_the_kits_own_recipes(facts):
+    def language(source, **settings):
+        records = {"sft": facts.records["train"] | {"settings": settings}}
+        return ModelCard(render_card(facts._replace(sources=[source], records=records, measured=[]))).data.language
+
+    gsm8k = Source("gsm8k", "mit", "openai/gsm8k", 7473, ["0a"], "gsm8k")
+    assert language(gsm8k, sft={"source": "traces"}) == "en"
+    assert language(gsm8k, sft={"source": "org/deutsch"}) is None
+    assert language(gsm8k._replace(name="org/deutsch", hub="org/deutsch")) is None
+
+
+def test_settings_that_are_no_record_change_nothing(facts):
+    other = replace(facts.config.evaluation, max_completion_length=77, temperature=0.0, sets=["math500"])
+    assert render_card(facts._replace(config=replace(facts.config, evaluation=other))) == render_card(facts)
+    unmeasured = facts._replace(measured=[], examples=[])
+    length = facts.records["train"]["settings"]["grpo"]["max_completion_length"]
+    assert f"max_new_tokens={length})" in render_card(unmeasured)
+
+
+def test_the_rewards_are_those_that_judged_the_rows(facts):
+    settings = facts.records["train"]["settings"]
+    assert r"| `reward_funcs` | math\_reward, &lt;lambda&gt; |" in render_card(facts)  # functions that were passed
+    rewards = dict.fromkeys(["math_reward", "reasoning_format_reward", "structured_output_reward"], "0")
+    own = {"structured": {"reward_funcs": ["structured_output.py:structured_output_reward"], "reward_weights": [1.0]}}
+    named = settings | {"rewards": rewards, "environments": own, "mix": {"math": 1.0, "structured": 2.0}}
+    mixed = facts._replace(records={"train": facts.records["train"] | {"settings": named}})
+    card = render_card(mixed)
+    assert "| `reward_funcs` | `math_answer.py:math_reward, reasoning_format.py:reasoning_format_reward` |" in card
+    line = "| `environments.structured.reward_funcs` | `structured_output.py:structured_output_reward` |"
+    assert line in card and "| `mix` | `math 1, structured 2` |" in card
+    card = render_card(mixed._replace(manifest=facts.manifest | {"environments": ["structured"]}))
+    assert line in card and "| `reward_funcs` |" not in card and "math" not in ModelCard(card).data.tags
+
+
+def test_screened_rows_and_rows_of_other_kinds_are_mentioned(facts):
+    assert "screening" not in render_card(facts) and "asked for an answer without" not in render_card(facts)
+    settings = facts.records["train"]["settings"] | {"screening": {"sigma": 0.1}}
+    config = replace(facts.config, data=replace(facts.config.data, no_thinking=0.2, budgeted=0.1, token_budgets=[8]))
+    card = render_card(
+        facts._replace(config=config, records={"train": facts.records["train"] | {"settings": settings}})
+    )
+    assert "a screening had found neither too easy nor too hard" in section(card, "Data")
+    assert "20% of the training rows asked for an answer without thinking, and 10% stated a budget" in card
+
+
+def test_a_system_prompt_is_quoted_whole(facts):
+    text = "\n".join(f"Rule {number}: think." for number in range(700))
+    card = render_card(
+        facts._replace(config=replace(facts.config, data=replace(facts.config.data, system_prompt=text)))
+    )
+    assert f"```text\n{text}\n```" in card and "`run.json` has the exact characters" in card
+
+
+def test_hostile_names_stay_in_their_cells_and_values(facts):
+    """The YAML has the same values for a safe loader and for the Hub's classes; each row of a table has its columns."""
+    names = [
+        "a|b",
+        r"c\|d",
+        "`e|f`",
+        "<!--",
+        "---",
+        "x: [1",
+        "!!python/object:os.system",
+        "\u202e\x1b[31m",
+        "\x85\u2028",
+        "🦄",
+        "",
+    ]
+    part = {key: facts.measured[1].report[key] for key in ("pass@1", "ci95", "n")}
+    report = facts.measured[1].report | {"by": {"environment": dict.fromkeys(names, part)}}
+    settings = facts.records["train"]["settings"] | {"rewards": dict.fromkeys(names, "0")}
+    settings["environments"] = {name: {"reward_funcs": ["/home/ada/r.py:f"]} for name in names}
+    environment = {"gpu": "a | b\n```", "packages": {"torch": "2|\n# x", "grpo-kit": "0 | <b>"}}
+    sources = [Source(name, name, None, 1, ["0a"], "x") for name in names]
+    hostile = facts._replace(
+        measured=[facts.measured[0], facts.measured[1]._replace(report=report)],
+        records={"train": facts.records["train"] | {"settings": settings, "environment": environment}},
+        sources=sources,
+        manifest=facts.manifest | {"not_checked": dict.fromkeys(names, "x")},
+    )
+    card, metadata = render_card(hostile), make_metadata(hostile)
+    front, body = re.fullmatch("---\n(.*?)\n---\n\n(.*)", card, re.DOTALL).groups()
+    assert yaml.safe_load(front) == metadata.to_dict()
+    read = ModelCard(card).data
+    assert read.eval_results == metadata.eval_results and read.to_dict() == metadata.to_dict()
+    dataset = yaml.safe_load(front)["model-index"][0]["results"][0]["dataset"]["name"]
+    assert dataset == f"held-out problems of {', '.join(' '.join(name.split()) for name in names)}"
+    tables, columns = 0, 0
+    for line in without_blocks(body).split("\n"):
+        cells = len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) if line.startswith("|") else 0
+        tables += cells > 0 and not columns
+        assert not columns or cells in (0, columns), line
+        columns = cells
+    assert tables == 4 and not re.search("[\x00-\x09\x0b-\x1f\x85\u2028\u202e]|<[!b]", body.replace("<think>", ""))
 
 
 def test_the_card_in_the_notes_has_todays_form(facts):

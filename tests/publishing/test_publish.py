@@ -12,7 +12,7 @@ from grpo_kit.publishing import hub_client
 from grpo_kit.publishing import publish as publishing
 from grpo_kit.publishing.base import find_base
 from grpo_kit.publishing.hub_client import HubClient
-from grpo_kit.publishing.publish import publish, send_files
+from grpo_kit.publishing.publish import Published, publish, send_files
 from grpo_kit.runs.run import Run
 from tests.helpers import processes
 from tests.helpers.writable_hub import TOKEN, Repository, WritableHub
@@ -93,6 +93,15 @@ def test_a_dry_run_builds_the_folder_and_asks_nobody(copied, hub):
     published = publish(*copied, REPO, dry_run=True)
     assert sorted(path.name for path in published.files) == LISTED and hub.calls == []
     assert published.address == "" and published.sent == []
+
+
+def test_own_words_are_shown_on_one_line_each(tmp_path):
+    words = {"data.system_prompt": "You\n\x1b[31m are\r\n" + "x" * 300, "rewards": "of_ada"}
+    lines = Published(tmp_path, words, [], "", []).describe_own_words()
+    assert lines == [
+        "data.system_prompt: You \\x1b[31m are " + "x" * 183 + "... (315 characters)",
+        "rewards: of_ada",
+    ]
 
 
 def test_only_what_has_changed_is_sent_and_other_files_stay(hub, files):
