@@ -173,6 +173,9 @@ def write_export(export: Export, progress: Progress | None = None) -> list[str]:
         OSError: the disk has no room.
         ValueError: the adapter changes nothing, or holds numbers that the file cannot have; a text holds a secret.
     """
+    if told := export.training:  # files are passed on
+        words = {"data.system_prompt": told.system, "data.prompt_suffix": told.suffix}
+        refuse_secrets((), words={name: text for name, text in words.items() if text})
     with export.run.lock("export") if export.run else nullcontext():
         if export.plan:
             _require_room(export)
@@ -237,7 +240,6 @@ def _write_texts(export: Export, folder: Path, text: str, model: dict[str, str],
     changed = {name: content for name, content in texts.items() if hash_of(folder / name) != _digest(content)}
     for name, content in changed.items():
         write_text(folder / name, content)
-    refuse_secrets(folder / name for name in texts)
     return list(changed)
 
 

@@ -1,4 +1,7 @@
-"""Ollama's Modelfile: the prompt of Nemotron's chat template, the run's system turn, and its sampling."""
+"""Ollama's Modelfile: the prompt of Nemotron's chat template, the run's system turn, and its sampling.
+
+Ollama 0.22.1 and later recognises a Nemotron-H and writes the same prompt without TEMPLATE; SYSTEM counts in both.
+"""
 
 import re
 from typing import Any
@@ -57,6 +60,25 @@ def is_template_of(tokenizer: Any, thinking: bool, system: str, suffix: str) -> 
     mine = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{asked[-1]['content']}<|im_end|>\n"
     mine += f"<|im_start|>assistant\n{OPEN if thinking else CLOSED}"
     return render_prompt(tokenizer, asked, thinking) == mine
+
+
+def list_limits(thinking: bool, system: str, suffix: str) -> list[str]:
+    """Sentences on what Ollama does otherwise with the words of a run.
+
+    Source: create.go, renderer.go and nemotron3nano.go of https://github.com/ollama/ollama, as of 2026-08-21.
+    """
+    own = "Ollama 0.22.1 and later writes a Nemotron-H's prompt itself, without the Modelfile's TEMPLATE."
+    limits = [own if thinking else f"{own} There a request needs think=false, or the policy thinks."]
+    if system and not _fits_quotes(system):
+        limits.append(
+            "SYSTEM of a Modelfile cannot hold the system turn, so TEMPLATE has it. Where Ollama passes over TEMPLATE, "
+            "send the system turn with each request."
+        )
+    if suffix != suffix.rstrip():
+        limits.append("There it takes blanks off the end of a question, and the words behind a problem end with some.")
+    if re.search("/(no_)?think", f"{system}{suffix}".replace("</think>", "")):
+        limits.append("There it obeys /think and /no_think, which the words of the run hold, and takes them out.")
+    return limits
 
 
 def count_context(sampling: Sampling, *words: str | None) -> int:

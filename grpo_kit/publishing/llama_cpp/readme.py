@@ -10,7 +10,7 @@ from grpo_kit.nemotron import base_models
 from grpo_kit.publishing.base import HUB_ID
 from grpo_kit.publishing.escaping import inline, quote
 from grpo_kit.publishing.llama_cpp.as_trained import Training, name_weights
-from grpo_kit.publishing.llama_cpp.modelfile import count_context, name_model
+from grpo_kit.publishing.llama_cpp.modelfile import count_context, list_limits, name_model
 from grpo_kit.publishing.run_facts import METHODS
 
 LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
@@ -20,7 +20,7 @@ CONVERTER = (
     "llama.cpp's converter misreads a base without experts under transformers 5; its requirements.txt has version 4."
 )
 OLLAMA = (
-    "The Modelfile's TEMPLATE has no tools; use llama-server with --jinja for them.",
+    "The Modelfile's TEMPLATE has no tools; llama-server with --jinja has.",
     "Nemotron's own template leaves out the thoughts of earlier turns. Whether Ollama keeps them was not tried.",
 )
 QUESTION = "What is 47 + 38?"
@@ -93,7 +93,7 @@ The Modelfile expects the base beside it as `base.gguf`.
 {_run_ollama(about)}
 {describe_measurements(about.training)}
 ## What does not carry over
-{_list([*_limits(about.base), *OLLAMA, *about.notes])}"""
+{_list([*_limits(about), *about.notes])}"""
 
 
 def describe_merged(about: About, nbytes: int, mtp: bool, lost: float) -> str:
@@ -127,7 +127,7 @@ The Modelfile expects `merged-Q4_K_M.gguf` beside it.
 {_run_ollama(about)}
 {describe_measurements(about.training)}
 ## What does not carry over
-{_list([*_limits(about.base), *OLLAMA, *about.notes])}"""
+{_list([*_limits(about), *about.notes])}"""
 
 
 def describe_measurements(training: Training | None) -> str:
@@ -216,8 +216,8 @@ def _describe_sampling(training: Training | None) -> str:
 
 
 def _run_ollama(about: About) -> str:
-    name = name_model(about.name)
-    return f"    ollama create {name} -f Modelfile\n    ollama run {name} {_quote_for_shell(_ask(about))}\n"
+    name, off = name_model(about.name), "" if about.thinking else "--think=false "
+    return f"    ollama create {name} -f Modelfile\n    ollama run {off}{name} {_quote_for_shell(_ask(about))}\n"
 
 
 def _ask(about: About) -> str:
@@ -240,13 +240,16 @@ def _code(name: str) -> str:
     return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9 _./+-]+", name) else inline(name)
 
 
-def _limits(base: str) -> list[str]:
+def _limits(about: About) -> list[str]:
+    words = (about.training.system or "", about.training.suffix or "") if about.training else ("", "")
     limits = [
         "llama.cpp's logits were compared with transformers' on a tiny Nemotron-H in float32. Nothing was tried with "
         "the 30B, the 4B or a base in 4 bit, nor with Ollama.",
         CONVERTER,
+        *list_limits(about.thinking, *words),
+        *OLLAMA,
     ]
-    if base in base_models.EMBEDDED:
+    if about.base in base_models.EMBEDDED:
         limits.append(
             "The base is the kit's embedded policy, which is not on the Hub, and llama.cpp's converter refuses its "
             "tokenizer as unknown. The commands hold for a published base."

@@ -250,7 +250,7 @@ def test_a_measurement_since_then_reaches_the_readme_of_a_merged_model(trained, 
 def test_a_secret_in_the_words_of_a_run_is_not_passed_on(trained, tmp_path):
     planned = exporting.plan_export(trained[1], "gguf-lora", out=tmp_path / "out")
     words = planned.training._replace(system="The key is hf_" + "a" * 34)
-    with pytest.raises(ValueError, match="holds a token of Hugging Face"):
+    with pytest.raises(ValueError, match="^data.system_prompt holds a token of Hugging Face"):
         exporting.write_export(planned._replace(training=words))
     assert not (tmp_path / "out").exists()
 

@@ -113,6 +113,24 @@ def test_the_system_turn_reaches_the_prompt_whatever_it_holds(tokenizer, thinks)
         assert ollama_prompt(text, own) == render_prompt(tokenizer, own, thinks), system
 
 
+@pytest.mark.parametrize(
+    ("thinks", "system", "suffix", "sentences"),
+    [
+        (True, "Be brief.", " Go:", []),
+        (False, "", "", ["There a request needs think=false"]),
+        (True, "a\u00a0b", "", ["send the system turn with each request"]),
+        (True, "", "\nGo:\n", ["takes blanks off the end of a question"]),
+        (True, "Close </think>.", "/no_think", ["obeys /think and /no_think"]),
+        (True, "Close </think>.", "", []),
+    ],
+)
+def test_what_a_later_ollama_does_otherwise_is_said(thinks, system, suffix, sentences):
+    first, *more = modelfile.list_limits(thinks, system, suffix)
+    assert first.startswith("Ollama 0.22.1 and later writes a Nemotron-H's prompt itself")
+    found = [first, *more] if not thinks else more
+    assert len(found) == len(sentences) and all(part in text for part, text in zip(sentences, found))
+
+
 def test_sampling_names_what_ollama_would_set_otherwise():
     sampling = Sampling("as it was measured", 0.7, 0.9, 0, 40)
     text = modelfile.make_modelfile({"FROM": "base.gguf", "ADAPTER": "adapter.gguf"}, True, "", sampling, 2088)

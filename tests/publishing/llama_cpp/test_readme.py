@@ -49,6 +49,7 @@ def test_without_thinking_both_engines_are_told_so():
     facts = about("grpo-kit/tiny", policy=Policy(enable_thinking=False))
     text = readme.describe_merged(facts, 1 << 20, False, 0.017)
     assert "--chat-template-kwargs '{\"enable_thinking\": false}'" in text and "(1.0 MiB)" in text
+    assert "ollama run --think=false mine 'What is 47 + 38?'\n" in text and "needs think=false" in text
     assert "refuses its tokenizer" in text and "hf download" not in text
     assert "rounding to bf16 is 1.7% of the LoRA's update" in text
     assert "The prompt then ends" not in text and text.count("behind an empty thought (`<think></think>`)") == 2
