@@ -23,7 +23,7 @@ import report
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.environments.tiny_tasks import ask_purchase, draw_purchase
-from grpo_kit.evaluation import calls, evaluate, intervals
+from grpo_kit.evaluation import calls, changes, evaluate
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_json, read_lines
@@ -84,7 +84,7 @@ def learn(chosen: Any, run: Any, way: str, folder: Path, seed: int) -> dict[str,
     last = prefer(replace(chosen, dpo=dpo), own)
     evaluate.measure(replace(chosen, dpo=dpo), own, "after_prefer")
     before, after = (read_json(own.evaluation / f"{name}.json")["problems"] for name in ("after", "after_prefer"))
-    scores = intervals.compare_scores(*({each["id"]: each["score"] for each in side} for side in (before, after)))
+    scores = changes.compare_scores(*({each["id"]: each["score"] for each in side} for side in (before, after)))
     changed = calls.compare_calls(before, after)["undeclared"]
     summary = json.loads((own.path / "prefer/summary.json").read_text())
     return {

@@ -18,7 +18,8 @@ import report
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import evaluate, intervals
+from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.rewards.tools import loading
 from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import find_run
@@ -76,7 +77,7 @@ def main():
             "95 % of it": "",
         }
         if name in before_of:
-            change = intervals.compare_scores(scores[before_of[name]], scores[name])
+            change = compare_scores(scores[before_of[name]], scores[name])
             changes[name] = change
             low, high = change["difference_ci95"]
             row |= {"change": f"{change['difference']:+.3f}", "95 % of it": f"{low:+.3f} to {high:+.3f}"}

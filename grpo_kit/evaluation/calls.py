@@ -6,7 +6,8 @@ A call where none are declared is hallucinated: nobody answers it. Which texts a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_kit.evaluation import intervals
+from grpo_kit.evaluation.changes import compare_scores
+from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 from grpo_kit.policy.tool_calls import declares_tools, has_call
@@ -27,17 +28,16 @@ def mark_calls(problem: Problem, samples: Sequence[Sample], tools: Any) -> dict[
     return {"calls": [has_call(sample.text, sample.turns) for sample in samples], "tools": declared}
 
 
-def summarise_calls(problems: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def summarise_calls(problems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{"undeclared" or "declared": the share of completions with a call as `value`, its `ci95`, and `n` problems}.
 
     Args:
         problems: the records; those of earlier versions have no `calls` and are left out.
-        seed: seeds the bootstrap of the intervals.
     """
     return {
         kind: {
             "value": sum(shares) / len(shares),
-            "ci95": list(intervals.mean_interval(list(shares), seed)),
+            "ci95": list(mean_interval(list(shares))),
             "n": len(shares),
         }
         for kind, by_id in _shares(problems).items()
@@ -59,7 +59,7 @@ def compare_calls(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[s
     for kind in (UNDECLARED, DECLARED):
         old, new = (side[kind] for side in sides)
         if shared := old.keys() & new.keys():
-            result = intervals.compare_scores(*({key: side[key] for key in sorted(shared)} for side in (old, new)))
+            result = compare_scores(*({key: side[key] for key in sorted(shared)} for side in (old, new)))
             means = {
                 name: sum(side[key] for key in shared) / len(shared) for name, side in (("before", old), ("after", new))
             }

@@ -7,7 +7,8 @@ whether they differ.
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_kit.evaluation import calls, intervals, modes, results
+from grpo_kit.evaluation import calls, modes, results
+from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.planning import expert_load
 from grpo_kit.runs.files import list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
@@ -64,7 +65,7 @@ def compare(run: Run) -> dict[str, Any]:
     seconds = {name: note["seconds"] for name, note in stages.items()}
     report = {
         **{name: {key: value for key, value in side.items() if key != "problems"} for name, side in reports.items()},
-        **intervals.compare_scores(*scores),
+        **compare_scores(*scores),
         "by": (groups := results.compare_groups(before, after)),
         "environments": results.describe_environments(groups.get("environment", {})),
         "experts": _describe_load(run),
@@ -125,7 +126,7 @@ def _compare_stages(run: Run) -> list[dict[str, Any]]:
         problems = report["problems"]
         row = {"measurement": name} | {key: report[key] for key in ("pass@1", "ci95", "n", "mean_tokens", "truncated")}
         if previous:
-            row |= intervals.compare_scores(*({each["id"]: each["score"] for each in p} for p in (previous, problems)))
+            row |= compare_scores(*({each["id"]: each["score"] for each in p} for p in (previous, problems)))
             row["calls"] = calls.compare_calls(previous, problems)
             row["sentences"] = results.describe_preferences(row) + calls.describe_calls(row["calls"], name)
         table.append(row)

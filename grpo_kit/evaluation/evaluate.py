@@ -123,7 +123,7 @@ def measure(
                 counts_thinking=True,
             )
             measured = run_measurement(config, run, own, verifier, progress, open_engine)
-            figures[mode] = modes.summarise(measured, mode, config.run.seed)
+            figures[mode] = modes.summarise(measured, mode)
         report["modes"] = {mode: figures[mode] for mode in config.evaluation.modes}
     return report
 
@@ -219,8 +219,8 @@ def run_measurement(
 
         judged = judge_problems(verifier, engine.tokenizer, problems, samples, tries, thinking, worlds)
         report = {
-            **results.summarise_problems(judged, config.run.seed),
-            "calls": calls.summarise_calls(judged, config.run.seed),
+            **results.summarise_problems(judged),
+            "calls": calls.summarise_calls(judged),
             "samples": len(samples),
             "mean_tokens": sum(s.tokens for s in samples) / len(samples),
             "truncated": sum(not s.finished for s in samples) / len(samples),

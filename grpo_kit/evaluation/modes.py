@@ -17,7 +17,8 @@ from typing import Any
 
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.data.splits import state_budget
-from grpo_kit.evaluation import intervals
+from grpo_kit.evaluation import changes
+from grpo_kit.evaluation.intervals import lengths_interval, mean_interval
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import vllm_engine
 from grpo_kit.runs.files import list_differences
@@ -76,13 +77,12 @@ def in_order(modes: list[str]) -> list[str]:
     return sorted(modes, key=lambda mode: mode.startswith("cut"))
 
 
-def summarise(report: Report, mode: str, seed: int) -> Report:
+def summarise(report: Report, mode: str) -> Report:
     """The figures of a mode.
 
     Args:
         report: what the measurement of the mode has written.
         mode: its name.
-        seed: seeds the bootstrap.
 
     Returns:
         `pass@1` with `ci95` over `n` problems; `thinking`, mean tokens of thinking in a completion, with
@@ -90,16 +90,18 @@ def summarise(report: Report, mode: str, seed: int) -> Report:
         `within_ci95`.
     """
     lengths = [sum(each) / len(each) for each in (problem["thinking"] for problem in report["problems"])]
-    low, high = intervals.difference_interval([0.0] * len(lengths), lengths, seed)
     figures = {key: report[key] for key in ("pass@1", "ci95", "n")}
-    figures |= {"thinking": sum(lengths) / len(lengths), "thinking_ci95": [low, high]}
+    figures |= {
+        "thinking": sum(lengths) / len(lengths),
+        "thinking_ci95": list(lengths_interval(lengths, 0.0, max(lengths))),
+    }
     if (budget := budget_of_mode(mode)) is not None:
         kept = [
             sum(length <= budget and "</think>" in text for length, text in zip(p["thinking"], p["completions"]))
             / len(p["thinking"])
             for p in report["problems"]
         ]
-        figures |= {"within": sum(kept) / len(kept), "within_ci95": list(intervals.mean_interval(kept, seed))}
+        figures |= {"within": sum(kept) / len(kept), "within_ci95": list(mean_interval(kept))}
     return figures
 
 
@@ -111,7 +113,7 @@ def compare_modes(run: Run, before: str, after: str) -> dict[str, Report]:
         before, after: the names of the two measurements, such as `before` and `after_sft`.
 
     Returns:
-        {mode: `before` and `after` as `summarise` makes them; the difference in accuracy as `intervals.compare_scores`
+        {mode: `before` and `after` as `summarise` makes them; the difference in accuracy as `changes.compare_scores`
         makes it, without its sentence; `thinking_difference` in tokens, with `thinking_difference_ci95`}. A mode that
         is measured on one side only, or with other settings, is left out.
 
@@ -128,18 +130,15 @@ def compare_modes(run: Run, before: str, after: str) -> dict[str, Report]:
             continue
         for stage in (name, other):
             run.require_stage(stage, "grpo-kit evaluate")
-        seed = stages[name]["settings"]["seed"]
         reports = [read_json(run.evaluation / f"{stage}.json") for stage in (name, other)]
         old, new = ({problem["id"]: problem for problem in report["problems"]} for report in reports)
-        compared[mode] = dict(zip(("before", "after"), (summarise(report, mode, seed) for report in reports)))
-        compared[mode] |= intervals.compare_scores(
-            *({key: p["score"] for key, p in side.items()} for side in (old, new)), seed=seed
-        )
+        compared[mode] = dict(zip(("before", "after"), (summarise(report, mode) for report in reports)))
+        compared[mode] |= changes.compare_scores(*({key: p["score"] for key, p in side.items()} for side in (old, new)))
         del compared[mode]["words"]
         lengths = [[sum(side[key]["thinking"]) / len(side[key]["thinking"]) for key in old] for side in (old, new)]
         compared[mode] |= {
             "thinking_difference": (sum(lengths[1]) - sum(lengths[0])) / len(old),
-            "thinking_difference_ci95": list(intervals.difference_interval(*lengths, seed)),
+            "thinking_difference_ci95": list(changes.length_difference_interval(*lengths)),
         }
     return compared
 

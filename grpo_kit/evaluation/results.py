@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_kit.evaluation import intervals
+from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.verdicts import is_right
@@ -42,12 +43,11 @@ def judge_problem(
     return record | {"completions": [s.text for s in samples], "paid": list(rewards)} | turns | thinking
 
 
-def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+def summarise_problems(problems: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy over problems that `judge_problem` recorded.
 
     Args:
         problems: the records.
-        seed: seeds the bootstrap of the intervals.
 
     Returns:
         `pass@1` with its interval `ci95` over the `n` problems with a usable reference answer, and the same by group
@@ -73,17 +73,17 @@ def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[st
         if all("majority" in problem for problem in scored):
             measures[f"maj@{most}"] = [problem["majority"] for problem in scored]
     return {
-        **_accuracy(scored, seed),
-        "measures": {name: _mean(scores, seed) for name, scores in measures.items()},
+        **_accuracy(scored),
+        "measures": {name: _mean(scores) for name, scores in measures.items()},
         "by": {
-            kind: {name: _accuracy(members, seed) for name, members in named.items()}
+            kind: {name: _accuracy(members) for name, members in named.items()}
             for kind, named in _group_problems(scored).items()
         },
     }
 
 
 def compare_groups(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """`intervals.compare_scores` within each set, source and family, where there are several.
+    """`changes.compare_scores` within each set, source and family, where there are several.
 
     Args:
         before: the records of the first measurement, by problem id.
@@ -98,7 +98,7 @@ def compare_groups(before: Mapping[str, dict[str, Any]], after: Mapping[str, dic
         for name, members in named.items():
             keys = [problem["id"] for problem in members]
             old, new = ({key: side[key]["score"] for key in keys} for side in (before, after))
-            comparison = intervals.compare_scores(old, new)
+            comparison = compare_scores(old, new)
             del comparison["words"]
             means = {"before": sum(old.values()) / len(keys), "after": sum(new.values()) / len(keys)}
             comparisons.setdefault(kind, {})[name] = means | comparison
@@ -113,7 +113,7 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
 
     Returns:
         A sentence for each, one for all, and a warning where one fell while another rose. An environment gained or
-        lost where `intervals.compare_scores` calls its paired difference real; a change may also have been missed.
+        lost where `changes.compare_scores` calls its paired difference real; a change may also have been missed.
 
     Example:
         >>> change = {"before": 0.5, "after": 0.7, "difference": 0.2, "difference_ci95": [0.1, 0.3], "real": True}
@@ -128,12 +128,10 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
         low, high = (100 * points for points in part["difference_ci95"])
         change = ("gained" if part["difference"] > 0 else "lost") if part["real"] else "shows no change"
         names[change].append(name)
-        interval = f"95 % {low:+.1f} to {high:+.1f}"
-        if not part["gained"] + part["lost"]:  # with 95 % confidence fewer than 3 of n tasks change (rule of three)
-            interval = f"no task changed; a change below {300 / part['n']:.0f} points may be missed"
         sentences.append(
             f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {100 * part['difference']:+.1f} "
-            f"points ({interval}); {part['gained']} tasks gained, {part['lost']} lost, of {part['n']}."
+            f"points (95 % {low:+.1f} to {high:+.1f}); {part['gained']} tasks gained, {part['lost']} lost, of "
+            f"{part['n']}."
         )
     counts = []
     for change, own in names.items():
@@ -187,10 +185,10 @@ def _group_problems(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, l
     return groups
 
 
-def _mean(scores: Sequence[float], seed: int) -> dict[str, Any]:
-    return {"value": sum(scores) / len(scores), "ci95": list(intervals.mean_interval(scores, seed))}
+def _mean(scores: Sequence[float]) -> dict[str, Any]:
+    return {"value": sum(scores) / len(scores), "ci95": list(intervals.mean_interval(scores))}
 
 
-def _accuracy(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    mean = _mean([problem["score"] for problem in problems], seed)
+def _accuracy(problems: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    mean = _mean([problem["score"] for problem in problems])
     return {"pass@1": mean["value"], "ci95": mean["ci95"], "n": len(problems)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data.recipes import GENERATED, list_recipes, load_recipe
-from grpo_kit.evaluation import intervals
+from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.publishing.base import HUB_ID, Base
 from grpo_kit.runs.files import list_differences
 from grpo_kit.runs.reading import read_json, read_lines
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
     Attributes:
         stage: the stage that trains, "" for the untrained policy.
         report: what `evaluation/*.json` holds, its problems included.
-        change: the comparison with the untrained policy (`intervals.compare_scores`), None where it cannot be made.
+        change: the comparison with the untrained policy (`changes.compare_scores`), None where it cannot be made.
     """
 
     stage: str
@@ -124,7 +124,7 @@ def read_measurements(run: Run) -> list[Measured]:
         same = not list_differences(records.get("before", {}).get("settings"), records[name]["settings"])
         if stage and same and found and not found[0].stage:
             scores = ({each["id"]: each["score"] for each in r["problems"]} for r in (found[0].report, report))
-            change = intervals.compare_scores(*scores, names=("before training", f"after {METHODS[stage]}"))
+            change = compare_scores(*scores, names=("before training", f"after {METHODS[stage]}"))
         found.append(Measured(stage, report, change))
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from grpo_kit.evaluation.intervals import independent_difference_interval
+from grpo_kit.evaluation.changes import independent_difference_interval
 
 Row = dict[str, Any]
 WINDOW = 10  # steps; one bad step says little

@@ -27,4 +27,4 @@ def measure_held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, ve
     if len(by_environment) > 1:
         figures |= {f"held_out/{name}": own for name, own in by_environment.items()}
     means = {name: sum(values) / len(values) for name, values in figures.items()}
-    return means | {f"{name}_ci95": list(mean_interval(values, config.run.seed)) for name, values in figures.items()}
+    return means | {f"{name}_ci95": list(mean_interval(values)) for name, values in figures.items()}

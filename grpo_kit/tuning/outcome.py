@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_kit.config import RunConfig
 from grpo_kit.display.charts import save_figure
-from grpo_kit.evaluation import intervals
+from grpo_kit.evaluation.changes import compare_scores
+from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.tuning.report import draw_trials
@@ -17,7 +17,7 @@ def finished_trials(study: Any) -> list[Any]:
     return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
 
 
-def save_result(study: Any, config: RunConfig, run: Run) -> dict[str, Any]:
+def save_result(study: Any, run: Run) -> dict[str, Any]:
     """Write `tune.json`, and return what it holds."""
     rows = []
     for trial in finished_trials(study):
@@ -27,7 +27,7 @@ def save_result(study: Any, config: RunConfig, run: Run) -> dict[str, Any]:
                 "trial": trial.number, "state": trial.state.name.lower(), "own": bool(trial.user_attrs.get("own")),
                 "overrides": trial.user_attrs.get("overrides", []), "step": max(trial.intermediate_values, default=0),
                 "accuracy": sum(scores) / len(scores) if scores else None,
-                "ci95": list(intervals.mean_interval(scores, config.run.seed)) if scores else None,
+                "ci95": list(mean_interval(scores)) if scores else None,
                 "curve": sorted(trial.intermediate_values.items()),
                 "seconds": round(trial.duration.total_seconds(), 1),
             }
@@ -38,9 +38,9 @@ def save_result(study: Any, config: RunConfig, run: Run) -> dict[str, Any]:
     return result
 
 
-def draw_result(study: Any, config: RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
+def draw_result(study: Any, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
     """Write `tune.json` and `tune.png`; returns what the first holds."""
-    result = save_result(study, config, run)
+    result = save_result(study, run)
     save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
     return result
 
@@ -55,7 +55,7 @@ def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
     if own is best:
         return "No trial did better than the run's own values."
     scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
-    comparison = intervals.compare_scores(
+    comparison = compare_scores(
         scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
     )
     caution = f"It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."

@@ -148,7 +148,7 @@ def _search(
         finished = finished_trials(study)
         values = [trial.value for trial in finished if trial.value is not None]
         if finished:
-            save_result(study, config, run)
+            save_result(study, run)
         if on_trial:
             on_trial(len(finished), trials, f"best so far {max(values):.2f}" if values else "")
         return len(finished)
@@ -165,7 +165,7 @@ def _search(
             "The search was stopped before its first trial ended, so there is nothing to show. Run it again: it begins "
             "with this trial."
         )
-    return draw_result(study, config, run, axes)
+    return draw_result(study, run, axes)
 
 
 def _run_trial(

@@ -170,7 +170,7 @@ def test_a_cut_without_room_for_an_answer_is_refused(measured, tmp_path, math_re
 def test_a_thought_that_never_ends_is_within_no_budget():
     problem = {"thinking": [3, 3, 9], "completions": ["abc</think>4", "abc", "abcdefghi</think>4"]}
     report = {"pass@1": 0.0, "ci95": [0, 1], "n": 1, "problems": [problem]}
-    assert modes.summarise(report, "5", 1)["within"] == pytest.approx(1 / 3)
+    assert modes.summarise(report, "5")["within"] == pytest.approx(1 / 3)
 
 
 def test_a_stated_budget_that_no_reply_can_exceed_is_refused():

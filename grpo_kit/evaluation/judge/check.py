@@ -79,7 +79,7 @@ def check_judge(
         report = {
             "judge": identity,
             "pairs": {"count": len(pairs), "equal": equal, "source": source, "sha256": hash_pairs(pairs)},
-            **summarise_verdicts(pairs[: len(verdicts) // 2], verdicts, config.run.seed),
+            **summarise_verdicts(pairs[: len(verdicts) // 2], verdicts),
             "last_fault": _explain_silence(judge) if None in verdicts else None,
             "seconds": round(time.monotonic() - began, 2),
         }

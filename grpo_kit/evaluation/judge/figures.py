@@ -22,7 +22,7 @@ class Fault(NamedTuple):
     remedy: str
 
 
-def summarise_verdicts(pairs: Sequence[Pair], verdicts: Sequence[Any], seed: int) -> dict[str, Any]:
+def summarise_verdicts(pairs: Sequence[Pair], verdicts: Sequence[Any]) -> dict[str, Any]:
     """The figures of `check_judge` from the verdicts on each pair: first with the chosen answer in front, then behind.
 
     Pairs with a comparison without a verdict count in `no_verdict` only. A draw counts as half.
@@ -44,7 +44,7 @@ def summarise_verdicts(pairs: Sequence[Pair], verdicts: Sequence[Any], seed: int
         "longer_is_right": [float(len(pair.chosen) > len(pair.rejected)) for pair, *_ in unequal],
     }
     figures = {
-        name: {"value": sum(values) / len(values), "ci95": list(mean_interval(values, seed))} if values else None
+        name: {"value": sum(values) / len(values), "ci95": list(mean_interval(values))} if values else None
         for name, values in shares.items()
     }
     return figures | {"no_verdict": verdicts.count(None) / len(verdicts), "judged": len(leads), "unequal": len(unequal)}

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from grpo_kit.evaluation.intervals import difference_interval
+from grpo_kit.evaluation.changes import length_difference_interval
 from grpo_kit.policy.chat import Messages
 from grpo_kit.runs.files import to_json
 from grpo_kit.training.preferences.groups import CALL, Group, Reply
@@ -143,12 +143,11 @@ def _leave_out_shorter(pairs: list[Pair]) -> tuple[list[Pair], int]:
     return [pair for number, pair in enumerate(pairs) if number not in left_out], len(left_out)
 
 
-def summarise_pairs(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
+def summarise_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
     """How many pairs there are of each kind and of how many prompts, and how their lengths differ.
 
     Args:
         pairs: at least one.
-        seed: of the bootstrap of the interval.
 
     Returns:
         `pairs`, `prompts`, `kinds` (pairs by kind), `steps` of GRPO (first and last; none where the pairs are the
@@ -166,7 +165,7 @@ def summarise_pairs(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
         "chosen_tokens": means[0],
         "rejected_tokens": means[1],
         "difference": means[0] - means[1],
-        "difference_ci95": list(difference_interval(rejected, chosen, seed)),
+        "difference_ci95": list(length_difference_interval(rejected, chosen)),
     }
 
 

@@ -163,7 +163,7 @@ def find_pairs(config: RunConfig, run: Run) -> tuple[list[Pair], list[Row], dict
     summary["left_out"] = left_out
     if not pairs:
         return [], [], summary | {"words": _say_nothing(summary, limit, longest)}
-    summary |= pairing.summarise_pairs(pairs, config.run.seed)
+    summary |= pairing.summarise_pairs(pairs)
     weight, tokens = config.dpo.sft_loss_weight, summary["chosen_tokens"]
     words = pairing.describe_pairs(summary)
     if left_out:

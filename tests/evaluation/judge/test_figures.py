@@ -21,7 +21,7 @@ def test_the_figures_follow_from_the_verdicts():
         Comparison(4, 2, 1), Comparison(2, 2, 3),  # 2 in front; 1 behind: right, but the order decides
         None, Comparison(3, 3, 6),
     ]  # fmt: skip
-    figures = summarise_verdicts(pairs, verdicts, 0)
+    figures = summarise_verdicts(pairs, verdicts)
     values = {name: share["value"] for name, share in figures.items() if isinstance(share, dict)}
     assert values == {
         "agreement": 2.5 / 4, "order_decides": 2 / 4, "first_wins": (0.5 + 0.5 + 1 + 1) / 4,
@@ -30,7 +30,7 @@ def test_the_figures_follow_from_the_verdicts():
     assert (figures["no_verdict"], figures["judged"], figures["unequal"]) == (0.1, 4, 3)
     low, high = figures["agreement"]["ci95"]
     assert 0 <= low < 0.5 < high <= 1
-    nothing = summarise_verdicts(pairs[:1], [None, None], 0)
+    nothing = summarise_verdicts(pairs[:1], [None, None])
     assert nothing["agreement"] is None and nothing["no_verdict"] == 1.0
 
 
@@ -60,7 +60,7 @@ def test_why_a_judge_is_silent_is_part_of_the_remedy():
 
 
 def words_of(pairs, verdicts, equal=0, last_fault=None):
-    figures = summarise_verdicts(pairs, verdicts, 0)
+    figures = summarise_verdicts(pairs, verdicts)
     record = figures | {"pairs": {"equal": equal}, "last_fault": last_fault}
     return write_words(record, load_config(["tiny"], ["judge.model=http://host/v1"]))
 

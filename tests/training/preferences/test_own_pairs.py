@@ -137,7 +137,7 @@ def test_equal_pairs_count_once_and_contradictions_not_at_all(read):
     pairs, left_out = read(rows)
     assert [pair.id for pair in pairs] == ["line 3", "line 5", "line 6"]
     assert left_out == {"contradicting (first: line 1)": 2, "repeated (first: line 4)": 1}
-    assert summarise_pairs(pairs, 0)["prompts"] == 2
+    assert summarise_pairs(pairs)["prompts"] == 2
 
 
 def test_a_pair_that_does_not_fit_takes_the_place_of_none_that_does(trained, tmp_path):

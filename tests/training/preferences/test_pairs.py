@@ -47,7 +47,7 @@ def test_the_latest_group_of_a_prompt_comes_first():
     groups = [group("a", R, W, step=1), group("b", R, W, step=1), group("a", R, W, step=5), group("a", R, step=6)]
     pairs, _ = make_pairs(groups, 1)
     assert [(pair.id, pair.chosen, pair.step) for pair in pairs] == [("a", "a 5 0", 5), ("b", "b 1 0", 1)]
-    summary = summarise_pairs(pairs, 0)
+    summary = summarise_pairs(pairs)
     assert summary["steps"] == [1, 5] and ", written at steps 1 to 5 of GRPO. Chosen" in describe_pairs(summary)
     pairs, _ = make_pairs(groups, 2)
     assert [pair.chosen for pair in pairs if pair.id == "a"] == ["a 5 0", "a 1 0"]
@@ -73,7 +73,7 @@ def test_all_pairs_stay_where_more_than_half_would_have_to_go():
     groups = [group(str(number), ("right", 10), ("wrong", 11 + number)) for number in range(7)]
     pairs, left_out = make_pairs(groups, 1)
     assert len(pairs) == 7 and left_out == 0
-    assert "teach brevity" in describe_pairs(summarise_pairs(pairs, 0))
+    assert "teach brevity" in describe_pairs(summarise_pairs(pairs))
 
 
 def test_random_groups_end_balanced():
@@ -85,7 +85,7 @@ def test_random_groups_end_balanced():
         ]
         groups.append(group(str(number), *replies))
     pairs, left_out = make_pairs(groups, 2)
-    summary = summarise_pairs(pairs, seed=0)
+    summary = summarise_pairs(pairs)
     assert len(pairs) + left_out == 120 and left_out <= 1 and summary["prompts"] == 60
     assert 0 <= summary["difference"] < 0.5 and summary["difference_ci95"][0] < 0 < summary["difference_ci95"][1]
     assert make_pairs(groups, 2) == make_pairs(groups, 2)
@@ -107,7 +107,7 @@ def test_the_row_s_own_setting_travels_with_the_pair():
 )
 def test_the_summary_says_what_the_lengths_would_teach(differences, words):
     pairs = [Pair(str(i), "wrong", [], "a", "b", 30 + each, 30) for i, each in enumerate(differences)]
-    assert words in describe_pairs(summarise_pairs(pairs, 0))
+    assert words in describe_pairs(summarise_pairs(pairs))
 
 
 def test_the_summary_counts_kinds_and_prompts():
@@ -116,7 +116,7 @@ def test_the_summary_counts_kinds_and_prompts():
         Pair("1", "call", [], "a", "c", 3, 1),
         Pair("2", "wrong", [{"role": "user", "content": "q"}], "d", "e", 3, 3),
     ]
-    summary = summarise_pairs(pairs, 0)
+    summary = summarise_pairs(pairs)
     assert summary["kinds"] == {"call": 1, "wrong": 2} and summary["prompts"] == 2
     assert (summary["chosen_tokens"], summary["rejected_tokens"], summary["difference"]) == (3.0, 3.0, 0.0)
     assert describe_pairs(summary).startswith(
