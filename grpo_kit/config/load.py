@@ -148,7 +148,10 @@ def _read_layer(source: str) -> DictConfig:
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # the errors of YAML have no common built-in base
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}. Correct it.") from None
+        reason = " ".join(str(error).split())
+        if "node expansion exceeds" in reason:  # OmegaConf recommends to lift its limit
+            reason = "its aliases (*name) stand for more values than a configuration can have"
+        raise ValueError(f"{path} is not readable YAML: {reason}. Correct it.") from None
     if not OmegaConf.is_dict(layer):
         raise ValueError(
             f"{path} is not a mapping; a configuration has sections with keys, such as 'grpo:'. Correct it."

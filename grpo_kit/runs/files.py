@@ -85,10 +85,10 @@ def name_place(path: Path, aside: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _find_errno(str(error))
-        named = getattr(error, "filename", None)
-        if number is None or (named is not None and (aside is None or not str(named).startswith(str(aside)))):
-            raise
+        number = getattr(error, "errno", None) or _find_errno(str(error))  # shutil lists what failed, without a number
+        named = [name for key in ("filename", "filename2") if (name := getattr(error, key, None)) is not None]
+        if number is None or (named and not any(aside and str(name).startswith(str(aside)) for name in named)):
+            raise  # filename2 is what a copy writes to
         raise OSError(number, os.strerror(number), str(path)) from error
 
 

@@ -286,3 +286,12 @@ def test_one_key_of_an_environment_can_be_set_alone():
 def test_the_name_of_an_environment_is_a_plain_one(name):
     with pytest.raises(ValueError, match="named by at most 40 letters"):
         config.load_config("tiny", f"environments={{'{name}': {{reward_funcs: [a.py]}}}}")
+
+
+def test_aliases_that_stand_for_too_much_are_refused_without_a_way_to_lift_the_limit(tmp_path):
+    path = tmp_path / "bomb.yaml"
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    path.write_text("\n".join(["a0: &a0 [x, x]", *lines]))
+    with pytest.raises(ValueError, match=r"its aliases \(\*name\) stand for more values.*Correct it\.$") as error:
+        config.load_config([str(path)])
+    assert "omegaconf" not in str(error.value).lower()

@@ -1,7 +1,10 @@
 """Files that are written whole; JSON without NaN and Infinity."""
 
+import errno
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +35,31 @@ def test_numbers_and_arrays_of_libraries_become_plain_ones(tmp_path):
     row = {"a": np.float32(0.5), "b": torch.tensor([1, 2]), "c": np.bool_(True), "d": np.array([np.nan, 2.0])}
     write_lines(tmp_path / "rows.jsonl", [row])
     assert strict((tmp_path / "rows.jsonl").read_text()) == {"a": 0.5, "b": [1, 2], "c": True, "d": [None, 2.0]}
+
+
+def copy_tree(source, aside):
+    shutil.copytree(source, aside / "copy")
+
+
+def copy_file(source, aside):
+    shutil.copyfile(source / "a.bin", aside / "a.bin")
+
+
+@pytest.mark.parametrize("copy", [copy_tree, copy_file])
+def test_a_copy_that_the_disk_has_no_room_for_names_what_was_to_be_written(tmp_path, copy):
+    """shutil lists what failed, or names the file that it reads from."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.bin").write_bytes(bytes(20_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # Python ignores SIGXFSZ: a write fails with EFBIG
+    try:
+        with pytest.raises(OSError) as caught, new_folder(tmp_path / "made") as aside:
+            copy(source, aside)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "made"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_what_json_cannot_hold_is_named():
