@@ -43,6 +43,7 @@ def plan(
     planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
     machine_tables.print_plan(planned)
     console.out.print(text_step.describe_texts(text_step.plan_texts(planned)))
+    console.out.print(text_step.describe_pairs(text_step.plan_pairs(planned)))
     machine_tables.print_two_gpus(two_gpus.compare_layouts(planned, hits))
     if not planned.fits:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ import pytest
 
 from grpo_kit.config import load_config
 from grpo_kit.planning.plan import plan
-from grpo_kit.planning.text_step import TextStep, describe_texts, plan_texts
+from grpo_kit.planning.text_step import TextStep, describe_pairs, describe_texts, plan_pairs, plan_texts
 
 
 def planned(preset, device, *overrides):
@@ -38,3 +38,16 @@ def test_a_step_is_one_sentence():
     assert describe_texts(TextStep(9000, 8, 1, False, 6016, None)) == words
     words = "sft: 8 texts a step, 1 x 9 tokens at once, do not fit"
     assert describe_texts(TextStep(9, 8, 1, False, 0, None)) == words
+
+
+def test_a_pair_is_two_rows_of_grpos_length_unless_it_is_set():
+    def pairs(*overrides):
+        settings = ["dpo.per_device_train_batch_size=2", "dpo.gradient_accumulation_steps=3", *overrides]
+        return plan_pairs(plan(load_config("tiny", settings), "t4", search=False), search=False)
+
+    step = pairs()
+    assert (step.tokens, step.rows, step.at_once, step.fits) == (256 + 40, 12, 4, True)
+    assert pairs("dpo.max_length=100").tokens == 100
+    as_texts = planned("tiny", "t4", "sft.per_device_train_batch_size=4", "sft.gradient_accumulation_steps=3")
+    assert step == as_texts  # the same rows; the reference takes nothing beside them
+    assert describe_pairs(step).startswith("prefer: 6 pairs a step, 4 x 296 tokens at once, fit; a step takes ")
