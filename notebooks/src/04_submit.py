@@ -95,7 +95,7 @@ notebook.show_comparison(compare(run))
 # %% [markdown]
 # **You should see** four sentences. Read the last one first: it says whether the difference is real. It counts the
 # problems that were gained and lost, and how often chance alone would produce such an uneven split (McNemar's exact
-# test).
+# test). With one reply for each problem, the interval of the change leaves out zero exactly where that is below 5 %.
 
 # %% [markdown]
 # The next cell shows the same as a picture, and saves it with the run.
