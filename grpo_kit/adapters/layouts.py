@@ -24,7 +24,7 @@ from grpo_kit.nemotron.base_models import Modules
 STACKED = ("auto", "rank-first", "expert-first")
 _PARAMETERS = ("up_proj", "down_proj")  # of transformers' NemotronHExperts, in the order it declares them
 _TINKER_NAMES = {"w1": "up_proj", "w2": "down_proj"}
-_CHECK_BASE = "Check that policy.model names the base that it was trained on."
+_CHECK_BASE = "Check that policy.model (in an export --base) names the base that it was trained on."
 
 Halves = tuple[torch.Tensor, torch.Tensor]
 LoadHalves = Callable[[], Halves]

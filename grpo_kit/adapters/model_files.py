@@ -17,10 +17,8 @@ def is_model_folder(folder: Path) -> bool:
     return any((folder / file).is_file() for file in (INDEX, "model.safetensors"))
 
 
-def find_base_folder(name: str, revision: str | None = None, option: str = "policy.model=FOLDER") -> Path:
+def find_base_folder(name: str, revision: str | None = None) -> Path:
     """The folder that holds the safetensors of a base: a folder by that name, or a Hub id's snapshot in the cache.
-
-    `option` is what names such a folder, for the message.
 
     Raises:
         FileNotFoundError: they are not on this machine.
@@ -32,7 +30,7 @@ def find_base_folder(name: str, revision: str | None = None, option: str = "poli
     if not is_model_folder(folder):
         raise FileNotFoundError(
             f"The base {name!r} has no safetensors on this machine, which a merged model needs. Fetch it with "
-            f"`hf download {name} --local-dir FOLDER` and give {option}."
+            f"`hf download {name} --local-dir FOLDER` and give policy.model=FOLDER (in an export --base FOLDER)."
         )
     return folder
 

@@ -137,7 +137,7 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
             raise ValueError(
                 f"The pair {module} of {adapter} is for a matrix of {pair.shape}, but {base} has "
                 f"{matrices.get(module) or 'no matrix in 16 bit or more'} there. The adapter belongs to another model. "
-                "Give the base that it was trained on as policy.model."
+                "Give the base that it was trained on as policy.model (in an export --base)."
             )
 
 

@@ -58,7 +58,7 @@ class Difference:
         if missing := sorted(merged.keys() ^ published.keys()):
             raise ValueError(
                 f"{folder} and its base {base} have not the same tensors; only one has {printable(missing[0])}. Name "
-                "the base that it was trained on as policy.model."
+                "the base that it was trained on as policy.model (in an export --base)."
             )
         updates, self.entries = {}, {}
         with one_thread():
@@ -172,7 +172,7 @@ def _describe_rest(folder: Path, updates: dict[str, _Update]) -> list[str]:
             f"{folder} differs from the base by more than a LoRA of rank {MOST_RANKS} and the rounding of its type, in "
             f"{len(lost):,} of {len(updates):,} matrices, with {lost_share:.1%} of the whole difference: {named}. All "
             "weights were trained, or a LoRA so little that rounding hides it. Give the LoRA's own checkpoint, or "
-            "name the base that it was trained on as policy.model."
+            "name the base that it was trained on as policy.model (in an export --base)."
         )
     if share > LARGEST_SHARE:
         raise ValueError(

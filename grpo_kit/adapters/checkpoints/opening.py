@@ -56,7 +56,7 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
             if base is None:
                 raise ValueError(
                     f"{place} is a merged model, whose adapter is what it adds to its base. Name the base with "
-                    "policy.model=..."
+                    "policy.model=... (in an export --base)."
                 )
             return Difference(place, find_base_folder(str(EMBEDDED.get(recognize_base(base), base))))
     if list(folder.glob("adapter_model.*")):

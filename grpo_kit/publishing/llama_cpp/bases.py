@@ -9,6 +9,8 @@ from grpo_kit.nemotron import base_models, nf4_layout
 from grpo_kit.policy.model_source import base_model_name, policy_source
 from grpo_kit.publishing.base import HUB_ID
 
+LONGEST = 255  # characters of a base's name, of which a hostile adapter_config.json may have more than a path can
+
 
 class Base(NamedTuple):
     """The base of an exported adapter.
@@ -68,7 +70,7 @@ def find_named(adapter: Path, named: object, given: str | None = None) -> Base:
         ValueError: neither names one.
     """
     name = given or named
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or (len(name) > LONGEST and not given):
         raise ValueError(f"{adapter} names no base model. Name the one that it was trained on with --base.")
     label = _label(base_models.MOUNTS.get(name.rstrip("/"), name))
     who = "its exporter" if given else "its adapter_config.json"

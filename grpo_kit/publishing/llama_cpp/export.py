@@ -198,7 +198,7 @@ def _write_merged(export: Export, progress: Progress | None) -> list[str]:
     if not (export.out / RECORD).exists():
         _require_room(export)
     embedded = str(base_models.EMBEDDED.get(base_models.recognize_base(export.base.source), export.base.source))
-    base = find_base_folder(embedded, None if Path(embedded).is_dir() else export.base.revision, "--base FOLDER")
+    base = find_base_folder(embedded, None if Path(embedded).is_dir() else export.base.revision)
     states = {name: (base / name).stat() for name in list_shards(base)}
     made_of = {
         "grpo-kit": __version__,

@@ -208,7 +208,10 @@ def test_a_merged_model_without_a_base_asks_for_it(base, tmp_path):
     folder = write(tmp_path / "m", dict(base))
     with pytest.raises(ValueError, match="is a merged model, whose adapter is what it adds to its base. Name the base"):
         pack_folders([folder], None, tmp_path / "s.zip")
-    with pytest.raises(FileNotFoundError, match=r"'nobody/none' has no safetensors .* and give policy.model=FOLDER\.$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'nobody/none' has no safetensors .* and give policy.model=FOLDER \(in an export --base FOLDER\)\.$",
+    ):
         pack_folders([folder], "nobody/none", tmp_path / "s.zip")
 
 

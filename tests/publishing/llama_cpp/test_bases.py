@@ -64,6 +64,6 @@ def test_a_foreign_adapter_s_base_is_somebody_s_word(tmp_path, local):
     assert given[:2] == ("mine", local) and "word of its exporter" in given.notes[0]
     assert find_named(tmp_path, "/home/ada/nemotron-3-nano-30b-a3b").label == base_models.PUBLISHED
     assert find_named(tmp_path, "tiny").label == "grpo-kit/tiny"
-    for nothing in (None, "", 7, json.loads("[]")):
+    for nothing in (None, "", 7, json.loads("[]"), "x" * 300):
         with pytest.raises(ValueError, match="names no base model. Name the one that it was trained on with --base"):
             find_named(tmp_path, nothing)
