@@ -54,7 +54,7 @@ def draw_panels(panels: list[Panel], title: str = "") -> Any:
     draws this figure again and again.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     columns, rows = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
     width, height = 4.2 * columns, 3.1 * rows + 0.35 * bool(title)
@@ -82,6 +82,7 @@ def draw_panels(panels: list[Panel], title: str = "") -> Any:
                 _draw_line(axis, line)
         axis.set(xlim=(-0.03 * end, 1.03 * end), ylim=value_limits(panel))
         axis.set_xlabel("step", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
         axis.set_title(panel.unit, fontsize=8, loc="right", color="0.3")
         if panel.percent:

@@ -90,6 +90,12 @@ def test_all_panels_share_the_axis_of_steps():
     assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_xlim()[1] > 100
 
 
+def test_the_axis_of_steps_has_whole_numbers():
+    figure = charts.draw_panels([Panel("t", "u", [Line("a", "#000000", [1, 17], [0.0, 1.0])])] * 3)
+    ticks = [float(tick) for axis in figure.axes for tick in axis.get_xticks()]
+    assert len(ticks) > 9 and all(tick.is_integer() for tick in ticks)
+
+
 def test_the_figure_holds_the_curves_of_every_panel():
     figure = charts.draw_panels([CURVE, SHARES, POINT], "run 'r'")
     assert figure.get_suptitle() == "run 'r'"
