@@ -57,7 +57,7 @@ def prepare(
         run: the run whose `data/` is written.
         verifier: the reward function that decides which reference answers can be used and which are the same, or the
             path of its file; None loads `evaluation.verifier`.
-        progress: called as `progress(step, steps, name)` when a step begins.
+        progress: called as `progress(step, steps, name)` when a step begins, and when all are done.
 
     Returns:
         The manifest, as in `data/manifest.json`.
@@ -133,6 +133,7 @@ def prepare(
                 write_lines(folder / "dropped.jsonl", pipeline.dropped_rows())
         wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
         run.record_stage("data", settings, hashes, wrote, time.monotonic() - started, to_yaml(config))
+        pipeline.announce("done")
     return manifest
 
 

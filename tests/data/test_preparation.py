@@ -24,6 +24,7 @@ from tests.helpers import counter_world
 from tests.helpers.acting import WORLD
 
 SIZES = ["data.val_size=1", "data.test_size=2"]
+MINE = "\n".join(f'{{"problem": "Halve {n * n} {word}.", "answer": "{n}"}}' for n, word in enumerate("abcdefgh", 3))
 
 
 def prepare(tmp_path, source, *overrides, name="r"):
@@ -50,6 +51,14 @@ def test_tiny_sums_become_three_disjoint_splits(tmp_path):
     assert len({cleaning.normalise_text(row["prompt"][-1]["content"]) for row in rows_of(run)}) == 500
     for split in SPLITS:
         assert manifest["sha256"][split] == hash_of(run.data_file(split))
+
+
+def test_the_progress_counts_all_steps_and_ends(tmp_path):
+    chosen = config.load_config(["tiny"], [f"data.source={write(tmp_path, 'a.jsonl', MINE)}", *SIZES])
+    calls = []
+    prepare_preparation(chosen, find_run("r", tmp_path / "runs"), progress=lambda *call: calls.append(call))
+    assert calls[0] == (0, 7, "reading") and calls[-2:] == [(6, 7, "writing"), (7, 7, "done")]
+    assert calls == sorted(calls)
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ class Pipeline:
         self.counts: dict[str, dict[str, Any]] = {}
 
     def announce(self, step: str) -> None:
-        """Report the step that begins."""
-        self._progress(self.STEPS.index(step), len(self.STEPS), step)
+        """Report the step that begins, or "done" after the last one."""
+        self._progress([*self.STEPS, "done"].index(step), len(self.STEPS), step)
 
     def kept(self) -> list[int]:
         """Numbers of the rows that no step has dropped."""
