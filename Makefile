@@ -34,7 +34,7 @@ help:
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"
 	@echo "make wheel            build dist/grpo_kit-VERSION-py3-none-any.whl, which the notebooks install"
 	@echo "make gallery          run the notebooks on the tiny policy into $(GALLERY), pages to open or to serve"
-	@echo "make pictures         the same, and renew the pictures at the top of the notebooks"
+	@echo "make pictures         the same, and renew the pictures of the notebooks and of notes/gallery.md; needs Chromium"
 
 demo: .venv/.installed
 	$(BIN)/grpo-kit demo $(if $(FORCE),--force)

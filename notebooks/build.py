@@ -1,4 +1,4 @@
-"""Builds `notebooks/NN_name.ipynb` from `notebooks/src/NN_name.py` (py:percent format).
+"""Builds `notebooks/NN_name.ipynb` from `notebooks/src/NN_name.py` (py:percent format), and the README's links to them.
 
     python notebooks/build.py
 
@@ -22,6 +22,27 @@ import nbformat
 from grpo_kit.runs.installation import REPOSITORY, read_install_cell
 
 FOLDER = Path(__file__).resolve().parent
+README = FOLDER.parent / "README.md"
+# The part of the README that depends on `REPOSITORY`, between these two lines.
+START, END = "<!-- links: written by `make notebooks` -->", "<!-- end of the links -->"
+WITH_OWNER = """\
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/00_quickstart.ipynb)
+[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/00_quickstart.ipynb)
+
+[**Every notebook with its outputs**](PAGES), to read without running anything; [what to see in each](notes/gallery.md).
+[`pages.yml`](.github/workflows/pages.yml) builds these pages with each push; it needs *GitHub Actions* as the source
+under *Settings, Pages*.
+"""  # noqa: E501
+WITHOUT_OWNER = """\
+[**What each notebook shows**](notes/gallery.md), in pictures. `make gallery` writes the whole pages to
+`notebooks/gallery/`; open its `index.html`.
+
+**Badges for Colab and Kaggle**, and the address of a served gallery, stand here once the kit has an owner on GitHub:
+write owner and name into `REPOSITORY` in [`grpo_kit/runs/installation.py`](grpo_kit/runs/installation.py) and run
+`make notebooks`. Until then nothing links to a name that somebody else could register, and Colab and Kaggle install the
+kit from a wheel, [below](#on-colab-and-kaggle). [`pages.yml`](.github/workflows/pages.yml) builds the gallery with each
+push and serves it where *GitHub Actions* is the source under *Settings, Pages*; the workflow has not run yet.
+"""
 METADATA = {
     "colab": {"provenance": []},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -60,8 +81,36 @@ def build(source: Path, repository: str = REPOSITORY) -> str:
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
+def pages_address(repository: str) -> str:
+    """Where GitHub Pages serves a repository's pages.
+
+    >>> pages_address("Ada/kit"), pages_address("Ada/ada.github.io")
+    ('https://ada.github.io/kit/', 'https://ada.github.io/')
+    """
+    owner, name = repository.split("/")
+    host = f"{owner.lower()}.github.io"
+    return f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
+
+
+def link_notebooks(readme: str, repository: str = REPOSITORY) -> str:
+    """The README with badges and the address of the served gallery; without an owner, with neither.
+
+    Raises:
+        ValueError: the README has not both lines that enclose its links.
+    """
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README.md has no lines {START!r} and {END!r}; put them back.")
+    links = WITHOUT_OWNER
+    if repository:
+        links = WITH_OWNER.replace("PAGES", pages_address(repository)).replace("REPOSITORY", repository)
+    return f"{before}{start}\n{links}{end}{after}"
+
+
 def main() -> None:
-    """Build every notebook that has a source in `src/`."""
+    """Build every notebook that has a source in `src/`, and the README's links."""
+    README.write_text(link_notebooks(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
     for source in sorted((FOLDER / "src").glob("[0-9][0-9]_*.py")):
         target = FOLDER / f"{source.stem}.ipynb"
         target.write_text(build(source), encoding="utf-8", newline="\n")

@@ -1,14 +1,16 @@
 """Builds `notebooks/gallery/`: the notebooks as run on the tiny policy, a page each, and `index.html` with a card each.
 
     python notebooks/gallery.py             the pages, in a few minutes
-    python notebooks/gallery.py --pictures  renews notes/images/NN_name.png too, the picture at the top of each notebook
+    python notebooks/gallery.py --pictures  renews notes/images too: the picture at the top of each notebook, and what
+                                            its page shows on a desktop and on a phone
 
 The folder can be served as it is, by GitHub Pages too: links are relative, and no page has a script or asks another
 server for anything. Each notebook runs in a fresh kernel, all in one temporary folder. The tests make the same pages
-from the notebooks that they execute anyway, with few steps. The board needs a kernel; the pages show it as it was when
-the training ended.
+from the notebooks that they execute anyway, with few steps. A board needs a kernel; the pages show it as it was in the
+end.
 """
 
+import base64
 import copy
 import html
 import os
@@ -16,16 +18,22 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
+sys.path.append(str(Path(__file__).parent))  # the tests load this file by its path
+from pictures import write_pictures
+from screens import find_browser, write_screens
+
 FOLDER = Path(__file__).resolve().parent
-NOTE = "The board as it was when the training ended; in a notebook it has a button to stop and a slider over all steps."
+IN_THE_END = "The board as it was in the end; in a notebook it has a button to stop"
+WIDE = 800  # pixels; on a phone a wider picture scrolls sideways, to be readable, and others shrink
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 INSTALL = "#@title Install"
 BADGE = r'<a href="(https://(?:colab\.research|kaggle)[^"]+)"[^>]*><img [^>]*alt="([^"]+)"[^>]*/?></a>'
@@ -56,16 +64,41 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Replace each widget by the HTML that it showed, so that a page needs neither a script nor a server."""
     state = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
 
-    def shown(model: str) -> str:
+    def parts(model: str) -> Iterator[dict[str, Any]]:
         values = state.get(model.removeprefix("IPY_MODEL_"), {}).get("state", {})
-        children = "".join(shown(child) for child in values.get("children", ()))
-        return values.get("value", "") if values.get("_model_name") == "HTMLModel" else children
+        yield values
+        for child in values.get("children", ()):
+            yield from parts(child)
 
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if view := output.get("data", {}).pop(WIDGET, None):
-                output.data["text/html"] = f"{shown(view['model_id'])}<p><i>{NOTE}</i></p>"
+                shown = list(parts(view["model_id"]))
+                text = "".join(part.get("value", "") for part in shown if part.get("_model_name") == "HTMLModel")
+                output.data["text/html"] = text + describe_controls(shown)
     return notebook
+
+
+def describe_controls(parts: Sequence[Mapping[str, Any]]) -> str:
+    """What a widget lets a reader do in a notebook and not on a page, as a paragraph; empty where that is nothing."""
+    kinds = {part.get("_model_name") for part in parts}
+    # Without completions to choose from, as in SFT, a board's slider has nowhere to go.
+    slides = any(part.get("_model_name") == "IntSliderModel" and part.get("max") for part in parts)
+    over = " and a slider over all steps" if slides else ""
+    return f"<p><i>{IN_THE_END}{over}.</i></p>" if "ButtonModel" in kinds else ""
+
+
+def fit_narrow_screens(page: str) -> str:
+    """Mark pictures that are too wide for a phone, and let what rich printed wrap unless it is a table."""
+
+    def mark(match: re.Match[str]) -> str:
+        width = int.from_bytes(base64.b64decode(match[2])[16:20])  # the header of a PNG file
+        return f"<img data-wide {match[1]}{match[2]}" if width > WIDE else match[0]
+
+    page = re.sub(r'<img ([^>]*?src="data:image/png;base64,)([^"]{48})', mark, page)
+    page = page.replace('alt="No description has been provided for this image"', 'alt="a chart"')
+    sentences = r'(<pre style=")white-space:pre;(overflow-x:auto;[^>]*>[^│─┃━]*?</pre>)'
+    return re.sub(sentences, r"\1white-space:pre-wrap;\2", page)
 
 
 def hide_folder(text: str, folder: str) -> str:
@@ -88,6 +121,7 @@ def make_page(notebook: nbformat.NotebookNode, name: str, folders: Sequence[str]
     page = re.sub(BADGE, r'<a href="\1">\2</a>', page)
     page = re.sub(r'<img (?=[^>]*src="(?!data:))[^>]*?(?:alt="([^"]*)")?[^>]*>', r"\1", page)  # of a folder or a server
     page = page.replace("</head>", f"{STYLE}</head>", 1)
+    page = fit_narrow_screens(page)
     page = re.sub(r"(<body\b[^>]*>)", r'\1<p><a href="index.html">All notebooks</a></p>', page, count=1)
     for folder in folders:
         page = hide_folder(page, folder)
@@ -127,9 +161,18 @@ def write_gallery(
     (target / ".nojekyll").touch()  # GitHub Pages then serves the files as they are
 
 
+def require_no_warnings(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Raise RuntimeError if a cell of an executed notebook printed a warning, which a reader would see in red."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if output.get("name") == "stderr":
+            raise RuntimeError(f"A cell of {name} printed a warning; hide it or mend its cause: {output.text[:300]}")
+
+
 def main() -> None:
-    """Run the notebooks and write the gallery; stop at the first error."""
-    executed = {}
+    """Run the notebooks and write the gallery; stop at the first error or warning."""
+    executed, pictures = {}, "--pictures" in sys.argv[1:]
+    if pictures and not find_browser():
+        sys.exit("error: --pictures needs Chromium and its driver; Debian has chromium and chromium-driver.")
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GRPO_KIT_ROOT": f"{folder}/runs", "PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
         os.environ.pop("MPLBACKEND", None)
@@ -139,14 +182,14 @@ def main() -> None:
             quiet = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
             resources = {"metadata": {"path": folder}}
             nbclient.NotebookClient(notebook, timeout=1800, resources=resources, config=quiet).execute()
+            require_no_warnings(notebook, source.stem)
             executed[source.stem] = notebook
             print(f"{source.stem} in {time.monotonic() - started:.0f} s", flush=True)
-        if "--pictures" in sys.argv[1:]:
-            from pictures import write_pictures
-
-            write_pictures(executed, Path(folder) / "runs", FOLDER.parent / "notes" / "images")
-        target = Path(os.environ.get("GRPO_KIT_GALLERY") or FOLDER / "gallery")
+        target, images = Path(os.environ.get("GRPO_KIT_GALLERY") or FOLDER / "gallery"), FOLDER.parent / "notes/images"
         write_gallery(target, executed, [folder, str(FOLDER.parent)])
+        if pictures:
+            write_pictures(executed, Path(folder) / "runs", images)
+            write_screens(target, images, Path(folder) / "browser")
     print(f"open {target / 'index.html'}")
 
 

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from PIL import Image
+from scipy.spatial import KDTree
 
 WIDTH, COLORS = 860, 256  # pixels; with a palette a chart is a third as large, and a notebook carries its picture
 # Which of the pictures under a notebook's cells is its main result. The quickstart shows its charts in a widget, and of
@@ -37,7 +39,21 @@ def write_pictures(notebooks: Mapping[str, nbformat.NotebookNode], runs: Path, t
         data = draw_panels(runs, *PANELS[name]) if name in PANELS else pick_output(notebook, MAIN[name])
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-        picture.quantize(COLORS).save(target / f"{name}.png", optimize=True)
+        reduce_colors(picture).save(target / f"{name}.png", optimize=True)
+
+
+def reduce_colors(picture: Image.Image) -> Image.Image:
+    """An RGB picture in COLORS colours: half of them its most frequent ones, so that areas keep theirs, half spread."""
+    colors, places, counts = np.unique(
+        np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    frequent = colors[np.argsort(-counts, kind="stable")[: COLORS // 2]]
+    spread = picture.quantize(COLORS // 2, Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = np.concatenate([frequent, np.reshape(spread, (-1, 3))]).astype(np.uint8)
+    _, nearest = KDTree(palette).query(colors)
+    reduced = Image.fromarray(nearest.astype(np.uint8)[places].reshape(picture.height, picture.width), "P")
+    reduced.putpalette(palette.tobytes())
+    return reduced
 
 
 def pick_output(notebook: nbformat.NotebookNode, number: int) -> bytes:

@@ -41,7 +41,7 @@ from tests.helpers.kernels import (
     read_jsonl,
     read_notebook,
 )  # fmt: skip
-from tests.notebooks.test_gallery import check_gallery, load_gallery
+from tests.notebooks.test_gallery import check_gallery, find_wide_pages, load_gallery
 
 FEW_STEPS = (
     "From the tests: the notebooks on the tiny policy with few steps, as their forms say; `make gallery` makes all."
@@ -110,6 +110,40 @@ def test_with_an_owner_badges_links_and_the_pinned_release_follow(builder, name)
         assert f"{badge})]({link.format(name)})" in "".join(top)
     links = re.findall(r"\((https://colab\.research\.google\.com/github/[^)]+)\)", text)
     assert len(links) == 2 and set(links) <= {COLAB.format(other) for other in NAMES}
+
+
+def test_the_readme_links_to_the_gallery_with_an_owner_and_without(builder):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert builder.link_notebooks(readme) == readme, "run `make notebooks`"
+    without, owned = (
+        builder.link_notebooks(readme, owner).partition(builder.START)[2].partition(builder.END)[0]
+        for owner in ("", "Ada/kit")
+    )
+    assert "](notes/gallery.md)" in without and "`make gallery`" in without and "://" not in without
+    assert "](https://ada.github.io/kit/)" in owned and "](notes/gallery.md)" in owned
+    assert re.findall(r"github(?:\.com)?/(\w+/\w+)/blob", owned) == ["Ada/kit"] * 2
+    assert f"colab-badge.svg)]({COLAB.format('00_quickstart').replace(OWNED, 'Ada/kit')})" in owned
+    assert "REPOSITORY" not in owned and "PAGES" not in owned
+    for owner in ("", "Ada/kit", "Ada/ada.github.io"):  # the same again, whatever stood there before
+        text = builder.link_notebooks(builder.link_notebooks(readme, owner))
+        assert text == builder.link_notebooks(readme)
+    assert "](https://ada.github.io/)" in builder.link_notebooks(readme, "Ada/ada.github.io")
+    with pytest.raises(ValueError, match="README.md has no lines"):
+        builder.link_notebooks(readme.replace(builder.END, ""))
+
+
+def test_the_workflow_of_the_pages_builds_and_serves_the_gallery():
+    import yaml
+
+    workflow = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8"))
+    build, deploy = workflow["jobs"]["build"], workflow["jobs"]["deploy"]
+    assert "make gallery" in [step.get("run") for step in build["steps"]]
+    assert build["steps"][-1]["uses"].startswith("actions/upload-pages-artifact@")
+    assert build["steps"][-1]["with"] == {"path": "notebooks/gallery"}
+    assert "GALLERY := notebooks/gallery\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert deploy["needs"] == "build" and deploy["steps"][-1]["uses"].startswith("actions/deploy-pages@")
+    assert workflow["permissions"] == {"contents": "read"}  # only the job that serves may do more
+    assert deploy["permissions"] == {"pages": "write", "id-token": "write"}
 
 
 def test_the_owner_is_set_in_one_place():
@@ -518,6 +552,7 @@ def test_the_gallery_of_these_notebooks_is_complete(executed_notebooks, tmp_path
     executed, machine = {name: notebooks[name] for name in NAMES}, [str(folder), str(ROOT)]
     load_gallery().write_gallery(target, executed, machine, FEW_STEPS)
     check_gallery(target, NAMES, machine)
+    assert find_wide_pages(target, tmp_path / "browser") == {}
 
 
 @every_notebook
