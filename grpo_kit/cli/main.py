@@ -20,7 +20,6 @@ from grpo_kit.display.terminal.accuracies import print_comparison, print_modes, 
 from grpo_kit.display.terminal.experts import print_expert_load, print_placement
 from grpo_kit.runs import processes
 from grpo_kit.runs.session import open_run
-from grpo_kit.runs.trained import MEASURED
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -168,8 +167,7 @@ def evaluate(
     if trained := run.trained_stages():
         from grpo_kit.evaluation.compare import compare
 
-        for stage in trained:
-            stages.measure_accuracy(config, run, MEASURED[stage])
+        stages.measure_trained(config, run, trained)
         print_comparison(compare(run), run)
         if experts:
             print_expert_load(run)

@@ -94,6 +94,16 @@ def _finish_in_time(config: RunConfig, run: Run, stage: str) -> None:
         package_adapter(config, run, None)
 
 
+def measure_trained(config: RunConfig, run: Run, trained: Sequence[str]) -> None:
+    """Measure what each of these stages made. Only the last one's adapter has to be there: it is the run's result."""
+    for stage in trained:
+        adapter = run.stage_files(stage).adapter
+        if stage == trained[-1] or adapter.exists():
+            measure_accuracy(config, run, MEASURED[stage])
+        else:
+            console.err.print(escape(f"note: {adapter} is gone, so stage {stage!r} is not measured anew"))
+
+
 def measure_accuracy(config: RunConfig, run: Run, stage: str) -> dict[str, Any]:
     """Measure held-out accuracy; `stage` is `before`, or one of `trained.MEASURED`. Returns what `measure` does."""
     from grpo_kit.evaluation.evaluate import measure

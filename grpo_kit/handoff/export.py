@@ -194,7 +194,8 @@ def _check(run: Run, out: Path, to: str) -> None:
             f"{str(out)!r} has '${{' or a line end, which settings of {to} cannot hold. Name another folder with --out."
         )
     run.require_stage("data", "grpo-kit data")
-    run.require_stage("train", "grpo-kit train")
+    if "train" not in run.stages():  # its settings are handed over; its adapter only where no later stage trained it
+        run.require_stage("train", "grpo-kit train")
     run.require_trained()
     others = [name for name in run.environments() if name != MATH]
     if unknown := [name for name in others if name not in nemo_gym.SERVERS]:

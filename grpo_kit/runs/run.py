@@ -133,6 +133,10 @@ class Run:
         records = self.stages()
         return [stage for stage in TRAINING if stage in records]
 
+    def stages_after(self, stage: str) -> list[str]:
+        """The finished stages that train after `stage`; none where that is no stage that trains."""
+        return [name for name in self.trained_stages() if stage in TRAINING[: TRAINING.index(name)]]
+
     def stage_before(self, stage: str) -> str | None:
         """The finished stage whose adapter `stage` goes on from; None where it begins with a fresh LoRA.
 
@@ -240,9 +244,14 @@ class Run:
         record = stages.get(stage)
         missing = [name for name in (record["wrote"] if record else []) if not (self.path / name).exists()]
         if missing:
+            remedy = f"Run `{command}` to make it again."
+            if later := self.stages_after(stage):  # without --force the command would be refused
+                remedy = (
+                    f"Put back a copy of it; or make it again by `{command} --force`, and then stage {later[0]!r}, "
+                    "which goes on from it."
+                )
             raise FileNotFoundError(
-                f"{self.path / missing[0]}, written by stage {stage!r}, is gone. "
-                + name_functions(f"Run `{command}` to make it again.")
+                f"{self.path / missing[0]}, written by stage {stage!r}, is gone. {name_functions(remedy)}"
             )
         if record is None:
             runs = sorted(path.parent.name for path in self.root.glob("*/run.json"))

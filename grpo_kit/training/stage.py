@@ -18,7 +18,7 @@ from grpo_kit.runs import activity, interrupts, processes
 from grpo_kit.runs.files import hash_of, list_differences, new_folder
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
-from grpo_kit.runs.trained import TRAINING, StageFiles
+from grpo_kit.runs.trained import StageFiles
 from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints
 
@@ -121,8 +121,7 @@ class TrainingStage:
                     f"different settings ({'; '.join(changes[:3])}). Use the same, or --run (run.name) for a new run."
                 )
         stands = self.run.is_done(self.name, settings, self.reads, force)
-        after = TRAINING[TRAINING.index(self.name) + 1 :]
-        later = [name for name in self.run.trained_stages() if name in after]
+        later = self.run.stages_after(self.name)
         if later and not force and not (stands and self.record.get("steps") == self.steps):
             raise ValueError(
                 f"Stage {later[0]!r} of run {self.run.name!r} is finished, and stage {self.name!r} comes before it. "

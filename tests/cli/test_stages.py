@@ -5,8 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from grpo_kit.cli import stages
 from grpo_kit.cli.main import app
 from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import find_run
 from tests.helpers.commands import call
 
 DATA = ["data", "-c", "tiny", "--run", "r", "data.limit=60", "data.val_size=5", "data.test_size=10"]
@@ -133,3 +135,13 @@ def test_a_dry_run_says_that_data_is_missing(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     output = " ".join(CliRunner().invoke(app, [command, "-c", "tiny", "--run", "new", "--dry-run"]).output.split())
     assert "(missing: run `grpo-kit data` first)" in output and not (tmp_path / "runs").exists()
+
+
+def test_only_the_last_stages_adapter_has_to_be_there_to_measure(tmp_path, monkeypatch, capsys):
+    run, measured = find_run("r", tmp_path), []
+    monkeypatch.setattr(stages, "measure_accuracy", lambda config, run, stage: measured.append(stage))
+    run.stage_files("train").adapter.mkdir(parents=True)
+    stages.measure_trained(None, run, ["sft", "train", "prefer"])
+    assert measured == ["after", "after_prefer"]  # the last one then says what is missing
+    said = " ".join(capsys.readouterr().err.split())
+    assert "adapter is gone, so stage 'sft' is not measured anew" in said and "'prefer'" not in said

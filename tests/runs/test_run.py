@@ -199,6 +199,21 @@ def test_a_stage_whose_files_are_gone_is_named(tmp_path):
         run.require_stage("data", "grpo-kit data")
 
 
+def test_a_stage_that_others_went_on_from_can_only_be_made_again_by_force(tmp_path):
+    """Without it the command that the message names would be refused."""
+    run = find_run("r", tmp_path)
+    for stage in ("sft", "train", "prefer"):
+        adapter = run.stage_files(stage).adapter
+        adapter.mkdir(parents=True)
+        run.record_stage(stage, {}, [], [adapter], 1.0, "run: {}\n")
+        adapter.rmdir()
+    assert run.stages_after("sft") == ["train", "prefer"] and run.stages_after("data") == []
+    with pytest.raises(FileNotFoundError, match=r"copy of it; or make it again by .*--force.*then stage 'prefer'"):
+        run.require_stage("train", "grpo-kit train")
+    with pytest.raises(FileNotFoundError, match=r"is gone\. Run `grpo-kit prefer` to make it again"):
+        run.require_stage("prefer", "grpo-kit prefer")
+
+
 def test_the_notes_of_other_stages_survive(tmp_path):
     run = find_run("r", tmp_path)
     make_stage(run, {"x": 1})
