@@ -42,7 +42,7 @@ DISK_REMEDIES = {
     errno.ENODEV: GONE, errno.ENXIO: GONE, errno.ENOLCK: NO_LOCKS, errno.ENOTSUP: NO_LOCKS, errno.ENOSYS: NO_LOCKS,
 }  # fmt: skip
 # The commands that messages recommend and that take --config, --run and settings.
-STAGE_COMMANDS = "data|screen|train|calibrate|evaluate|score|package"
+STAGE_COMMANDS = "data|sft|screen|train|prefer|calibrate|evaluate|score|package"
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:

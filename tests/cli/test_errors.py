@@ -139,3 +139,9 @@ def test_a_command_for_another_run_is_left_as_it_is():
     sentence = "Train it with `grpo-kit train --run other`, after `grpo-kit data`."
     completed = errors._complete_message(sentence, given)
     assert "train --run other`" in completed and "data -c t4 --run e grpo.max_steps=5`" in completed
+
+
+def test_a_command_of_each_stage_is_completed_with_the_run():
+    for stage in ("data", "sft", "screen", "train", "prefer", "evaluate", "package"):
+        completed = errors._complete_message(f"Run `grpo-kit {stage} --force`.", {"name": "e"})
+        assert completed.endswith(f"grpo-kit {stage} --force --run e`."), completed
