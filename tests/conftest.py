@@ -37,7 +37,7 @@ SLOW_FILES = (
 )  # fmt: skip
 LONG_FILES = (
     "training/grpo/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train",
-    "tuning/test_tune", "evaluation/test_screening", "test_notes",
+    "tuning/test_tune", "evaluation/test_screening", "evaluation/test_screening_rounds", "test_notes",
 )  # fmt: skip
 TESTS = Path(__file__).parent
 assert all((TESTS / f"{name}.py").is_file() for name in SLOW_FILES + LONG_FILES)
