@@ -7,6 +7,7 @@ which is right whether the patterns are read or not.
 """
 
 import json
+import math
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from grpo_kit.adapters import low_rank
 from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE
-from grpo_kit.adapters.layouts import Pair
+from grpo_kit.adapters.layouts import Halves, Pair
 from grpo_kit.adapters.safetensors_files import one_thread, write_safetensors
 from grpo_kit.nemotron.base_models import Modules, shortest_targets
 from grpo_kit.runs.files import new_file
@@ -101,7 +103,7 @@ def _rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
     return pattern
 
 
-def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
+def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | None = None) -> float:
     """Write the zip aside and rename it into place, with one pair in memory at a time.
 
     Args:
@@ -109,9 +111,14 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
         path: the zip.
         progress: called with (written modules, all modules).
 
+    Returns:
+        What rounding to the zip's type changes, as a share of the adapter's update (Frobenius norms).
+
     Raises:
-        ValueError: a value is not finite, or too large for float16.
+        ValueError: a value is not finite, or too large for float16; or rounding changes more than
+            `low_rank.MOST_LOST`.
     """
+    squares: list[tuple[float, float]] = []
     dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
     entries = {}
     for pair in plan.pairs:
@@ -122,18 +129,32 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
         archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)
         # Stored: weights hardly shrink, and deflating gigabytes takes minutes.
         with archive.open(_zip_entry(TENSORS_FILE, zipfile.ZIP_STORED), "w", force_zip64=True) as target:
-            write_safetensors(target, entries, _finished_tensors(plan, progress))
+            write_safetensors(target, entries, _finished_tensors(plan, squares, progress))
+        update, lost = map(sum, zip(*squares)) if squares else (0.0, 0.0)
+        share = math.sqrt(max(0.0, lost) / update) if update > 0 else 0.0
+        if share > low_rank.MOST_LOST:
+            kind = str(plan.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{kind} has no numbers as small as some of the adapter's: {share:.1%} of its update would be lost "
+                f"(Frobenius norm), and at most {low_rank.MOST_LOST:.0%} may be. Pack it with --dtype float32."
+            )
+    return share
 
 
-def _finished_tensors(plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[torch.Tensor]:
+def _finished_tensors(
+    plan: Plan, squares: list[tuple[float, float]], progress: Callable[[int, int], None] | None
+) -> Iterator[torch.Tensor]:
+    """The tensors one by one; `squares` gets what `low_rank.compare_updates` says of each pair."""
     for number, pair in enumerate(plan.pairs, start=1):
-        yield from _finish_pair(pair, plan)
+        halves, stored = _finish_pair(pair, plan)
+        squares.append(low_rank.compare_updates(halves, stored))
+        yield from stored
         if progress:
             progress(number, len(plan.pairs))
 
 
-def _finish_pair(pair: Pair, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B at the rank, scale and type they are written in."""
+def _finish_pair(pair: Pair, plan: Plan) -> tuple[Halves, Halves]:
+    """A and B at the rank and scale they are written in, and these in the type of the zip."""
     a, b = pair.load()
     if pair.scale != plan.scale:
         b = b.float() * (pair.scale / plan.scale)
@@ -151,7 +172,7 @@ def _finish_pair(pair: Pair, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
                 f"{pair.name} has a value of {before.abs().max():.3g}, and the largest of {plan.dtype} is "
                 f"{torch.finfo(after.dtype).max:.3g}. Pack it with --dtype bfloat16 or float32."
             )
-    return halves
+    return (a, b), halves
 
 
 def _zip_entry(name: str, compression: int) -> zipfile.ZipInfo:

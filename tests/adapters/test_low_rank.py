@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit.adapters.low_rank import Part, join_updates, reduce_rank
+from grpo_kit.adapters.low_rank import Part, compare_updates, join_updates, reduce_rank
 
 
 def random(*shape, seed=0):
@@ -24,6 +24,16 @@ def test_a_part_that_covers_some_rows_leaves_the_other_rows_zero():
     torch.testing.assert_close(joined[:3], upper.b @ upper.a)
     torch.testing.assert_close(joined[3:7], lower.b @ lower.a)
     assert joined[7:].abs().max() == 0
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_what_a_type_changes_is_the_distance_of_the_products(half):
+    a, b = random(3, 4, 10), random(3, 8, 4, seed=1) * 1e-4  # three updates of rank 4
+    update, lost = compare_updates((a, b), (a.to(half), b.to(half)))
+    product, stored = b.double() @ a.double(), b.to(half).double() @ a.to(half).double()
+    assert update == pytest.approx(product.square().sum().item())
+    assert lost == pytest.approx((product - stored).square().sum().item(), rel=1e-6) and lost > 0
+    assert compare_updates((a, b), (a, b))[1] == 0
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

@@ -139,6 +139,21 @@ def test_a_value_too_large_for_float16_is_refused_and_the_old_zip_stays(tmp_path
     assert (tmp_path / "z.zip").read_bytes() == old and sorted(p.name for p in tmp_path.iterdir()) == ["a", "z.zip"]
 
 
+@pytest.mark.parametrize(("size", "lost"), [(1e-9, "100.0%"), (1e-7, "[12]\\d.\\d%")])
+def test_an_adapter_too_small_for_float16_is_refused_with_what_would_be_lost(tmp_path, size, lost):
+    tensors = halves(Q, 4)
+    tensors[f"base_model.model.{Q}.lora_B.weight"] *= size
+    source = write_adapter(tmp_path / "a", tensors)
+    with pytest.raises(
+        ValueError, match=rf"^float16 has .* adapter's: {lost} of its update would be lost .* with --dtype float32"
+    ):
+        package.pack_folders([source], None, tmp_path / "z.zip", "float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    notes = package.pack_folders([source], None, tmp_path / "z.zip", "bfloat16")
+    assert any(note.startswith("rounding to bfloat16 changes the adapter's update by 0.2") for note in notes)
+    assert not any("rounding" in note for note in package.pack_folders([source], None, tmp_path / "z.zip"))
+
+
 def test_only_a_scale_that_differs_is_folded_into_its_lora_b(tmp_path):
     tensors = halves(Q, 4) | halves(V, 4, 1) | halves(UP, 4, 2)
     package.pack_folders(

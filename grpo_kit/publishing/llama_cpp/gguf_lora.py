@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 
+from grpo_kit.adapters import low_rank
 from grpo_kit.adapters.layouts import Halves, Pair
 from grpo_kit.nemotron import base_models
 
 DTYPES = ("float32", "float16")
-MOST_LOST = 0.01  # of the norm of all updates; rounding to 11 bits alone loses some 0.0003
 INSTALL = 'pip install "gguf>=0.19"'
 _EXPERT = re.compile(r"(.+\.mixer\.experts)\.(\d+)\.(up_proj|down_proj)")
 # Heads are turned only in these two: the converter undoes a permutation that other models need for rotary positions.
@@ -193,7 +193,7 @@ def write_gguf(plan: Plan, path: Path, name: str, base: str, progress: Progress 
 
     Raises:
         ValueError: the adapter changes nothing, holds NaN or infinity, or a number that float16 has not; or float16
-            changes its update by more than MOST_LOST.
+            changes its update by more than low_rank.MOST_LOST.
     """
     gguf = _import_gguf()
     writer = gguf.GGUFWriter(path, plan.architecture)
@@ -225,7 +225,7 @@ def write_gguf(plan: Plan, path: Path, name: str, base: str, progress: Progress 
                 )
             for half in stored:
                 writer.write_tensor_data(half.contiguous().numpy())
-            squares.append(_compare_updates(halves, stored))
+            squares.append(low_rank.compare_updates(halves, stored))
             if progress:
                 progress(number, len(plan.stacks))
     finally:
@@ -239,21 +239,6 @@ def read_base_config(base: str) -> dict[str, Any]:
     return json.loads(base_models.CONFIGS.get(resolved, Path(resolved, "config.json")).read_text(encoding="utf-8"))
 
 
-def _compare_updates(halves: Halves, stored: Halves) -> tuple[float, float]:
-    """The squared Frobenius norms of an update B A, and of what it differs by from the stored one.
-
-    The products, as large as the base's own matrices, are never computed: with G = B^T B and H = A A^T, the squared
-    norm of B A is the sum of the products of the elements of G and H.
-    """
-    (a, b), (stored_a, stored_b) = ([half.double() for half in pair] for pair in (halves, stored))
-    update = ((b.mT @ b) * (a @ a.mT)).sum().item()
-    if halves[0].dtype == stored[0].dtype:
-        return update, 0.0
-    # B A - B' A' = (B - B') A + B' (A - A')
-    left, right = torch.cat([b - stored_b, stored_b], -1), torch.cat([a, a - stored_a], -2)
-    return update, ((left.mT @ left) * (right @ right.mT)).sum().item()
-
-
 def _judge_rounding(plan: Plan, squares: list[tuple[float, float]]) -> Rounding:
     total, lost = map(sum, zip(*squares)) if squares else (0.0, 0.0)
     if not total > 0:
@@ -263,10 +248,10 @@ def _judge_rounding(plan: Plan, squares: list[tuple[float, float]]) -> Rounding:
     shares = [math.sqrt(max(0.0, rest) / update) if update > 0 else 0.0 for update, rest in squares]
     worst = max(range(len(shares)), key=shares.__getitem__)
     rounding = Rounding(math.sqrt(max(0.0, lost) / total), shares[worst], plan.stacks[worst].name)
-    if rounding.share > MOST_LOST:
+    if rounding.share > low_rank.MOST_LOST:
         raise ValueError(
             f"{plan.dtype} has no numbers as small as some of the adapter's: {rounding.share:.1%} of its update would "
-            f"be lost (Frobenius norm), and at most {MOST_LOST:.0%} may be. Write float32."
+            f"be lost (Frobenius norm), and at most {low_rank.MOST_LOST:.0%} may be. Write float32."
         )
     return rounding
 
