@@ -89,7 +89,8 @@ def locate_source(
             raise ValueError(f"The source {item} is not one of {SUFFIX_WORDS}. Convert it to one of them.")
         return Source(path.name, Recipe("the user's own file", "unstated", ""), (path,))
     if path.exists():
-        raise ValueError(f"The source {item} is a folder. Name the file in it.")
+        kind = "a folder. Name the file in it" if path.is_dir() else "a device or a pipe. Name a file"
+        raise ValueError(f"The source {item} is {kind}.")
     if "/" in item:
         recipe = Recipe("a dataset on the Hub", "unstated", "", hub=item, subset=data.subset, split=data.split)
         return Source(item, recipe)

@@ -56,7 +56,13 @@ def hash_of(path: Path) -> str | None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; it becomes `path` in one step when the block succeeds and is deleted when it fails."""
+    """Give a path to write to; it becomes `path` in one step when the block succeeds and is deleted when it fails.
+
+    Raises:
+        FileExistsError: a device, a pipe or a socket is there, which the renaming would remove.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(errno.EEXIST, "it is a device or a pipe, and no file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clean_leftovers(path.parent, path.name)
     aside = _path_aside(path, "partial")

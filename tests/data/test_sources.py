@@ -59,6 +59,7 @@ def test_tiny_puzzles_take_turns_and_are_short():
         ("gsm8", ValueError, "is not a recipe, a file or a Hub dataset.*Did you mean gsm8k"),
         ("none.csv", FileNotFoundError, "is not an existing file. Check the path"),
         (".", ValueError, "is a folder"),
+        ("/dev/null", ValueError, "is a device or a pipe"),
     ],
 )
 def test_unknown_sources_are_named(item, error, message):

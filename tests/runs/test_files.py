@@ -37,6 +37,14 @@ def test_numbers_and_arrays_of_libraries_become_plain_ones(tmp_path):
     assert strict((tmp_path / "rows.jsonl").read_text()) == {"a": 0.5, "b": [1, 2], "c": True, "d": [None, 2.0]}
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError) as caught:
+        write_text(pipe, "text")
+    assert caught.value.filename == str(pipe) and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+
+
 def copy_tree(source, aside):
     shutil.copytree(source, aside / "copy")
 

@@ -53,7 +53,8 @@ def read_pairs(path: Path, limit: int) -> tuple[list[Pair], int]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give a JSONL file with prompt, chosen and rejected.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Give a JSONL file with prompt, chosen and rejected.")
+        state = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {state}. Give a JSONL file with prompt, chosen and rejected.")
     if (size := path.stat().st_size) > LONGEST_FILE:
         raise ValueError(f"{path} has {size} bytes; at most {LONGEST_FILE} are read. Give fewer pairs.")
     pairs: dict[str, Pair] = {}

@@ -24,6 +24,7 @@ from grpo_kit.rewards.tools.calling import Reward
 FOLDER = Path(__file__).resolve().parents[1]
 MODULE_PREFIX = "grpo_kit_reward_"  # of the modules that reward files are loaded as
 OTHER_NAMES = re.compile(r"[^_]\w*_reward_(?:func|fn|function)|check_\w+|reward_(?:func|fn|function)")
+LARGEST = 1 << 20  # bytes; Python takes gigabytes to compile a hundred megabytes
 RULE = "a reward function or the path of its file"
 REMEDY = 'Write "math_answer.py", or pass a function that you defined.'
 
@@ -84,15 +85,17 @@ def load_module(path: Path, name: str) -> ModuleType:
     """Execute a Python file of the user's as the module `name`, as it is now.
 
     Raises:
-        ValueError: executing it fails; the message says in which line.
+        ValueError: it is too large; or executing it fails, and the message says in which line.
     """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST:,} bytes, too many for a program. Name another file.")
     loader = _SourceLoader(name, str(path))
     module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickling look a module up by its name
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         trace = traceback.extract_tb(error.__traceback__)
         lines = [f"line {frame.lineno}, " for frame in trace if frame.filename == module_spec.origin]

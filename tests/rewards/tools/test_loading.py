@@ -198,3 +198,13 @@ def test_a_file_that_cannot_be_executed_is_named_with_the_reason(tmp_path, text,
     with pytest.raises(ValueError, match=f"mine.py cannot be loaded .*{reason}.*Correct the file") as raised:
         load_reward(str(path))
     assert raised.value.__cause__ is not None
+
+
+def test_a_file_that_ends_python_or_is_too_large_for_a_program_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ValueError, match=r"mine.py cannot be loaded \(line 2, SystemExit: 0\)"):
+        load_reward(str(path))
+    path.write_text("x = 1\n" * 200_000)
+    with pytest.raises(ValueError, match=r"mine.py has more than 1,048,576 bytes, too many for a program"):
+        load_reward(str(path))
