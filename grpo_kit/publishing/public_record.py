@@ -151,6 +151,7 @@ def list_own_words(facts: Facts) -> dict[str, str]:
     words = {"data.system_prompt": config.data.system_prompt, "data.prompt_suffix": config.data.prompt_suffix}
     words["policy.revision"] = facts.base.revision or ""
     words["--base"] = facts.base.name if facts.base.is_named else ""
+    words["policy.model"] = "the tokenizer and the chat template of its folder" if facts.base.is_named else ""
     named = {"data.source": [source.hub for source in facts.sources if source.hub == source.name]}
     for stage, record in facts.records.items():
         settings = record["settings"]

@@ -275,9 +275,10 @@ def require_recorded(config: RunConfig, run: Run) -> None:
     for stage in ("data", *run.trained_stages()):
         settings = stages.get(stage, {}).get("settings", {})
         for name in ("data", "policy", "lora", SECTIONS.get(stage)):
-            recorded = settings.get(name) or {}
-            kept = {key: value for key, value in now.get(name, {}).items() if key in recorded}
-            if differences := list_differences({name: recorded}, {name: kept}):
+            recorded, present = settings.get(name) or {}, now.get(name, {})
+            shared = recorded.keys() & present.keys()  # versions differ in the settings that they have
+            sides = ({name: {key: side[key] for key in present if key in shared}} for side in (recorded, present))
+            if differences := list_differences(*sides):
                 raise ValueError(
                     f"{differences[0]}: a card describes run {run.name!r} as stage {stage!r} was made. Leave this "
                     "setting out."

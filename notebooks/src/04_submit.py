@@ -176,8 +176,8 @@ notebook.submit_zip(zip_path, f"grpo-kit, run {run.name}", send=submit)
 notebook.publish(config, run, publish_to, private=True, send=publish)
 
 # %% [markdown]
-# **You should see** the files of the folder and the card. The kit refuses to send an adapter of the tiny policy, whose base the Hub
-# does not have. For llama.cpp and Ollama, `!grpo-kit export --to gguf-lora --run NAME` in a cell writes the adapter as a
+# **You should see** the files of the folder, the card, and which of your own words become public, such as a system
+# prompt. The kit refuses to send an adapter of the tiny policy, whose base the Hub does not have. For llama.cpp and Ollama, `!grpo-kit export --to gguf-lora --run NAME` in a cell writes the adapter as a
 # GGUF.
 
 # %% [markdown]

@@ -478,7 +478,7 @@ def test_04_finds_the_settings_of_the_run_and_reports_the_scores_in_words(execut
     assert f"the true rate lies between {low:.1%} and {high:.1%}." in text and " ".join(
         report["words"].split()
     ) in " ".join(text.split())
-    assert count_pictures(notebooks["04_submit"]) == 1
+    assert count_pictures(notebooks["04_submit"]) == 2  # the accuracies; the curves on the card
     assert f"max_steps: {STEPS}\n" in (run / "config.yaml").read_text()  # only the form of 03 had it
 
 

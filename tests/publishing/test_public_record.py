@@ -94,7 +94,9 @@ def test_all_words_of_the_author_that_become_public_are_named(trained):
     )
     assert list_own_words(facts) == {
         "data.system_prompt": "You are Ada's.\n", "data.prompt_suffix": " Box it.", "policy.revision": "v1",
-        "--base": "org/base", "data.source": "ada/private", "sft.source": "ada/texts",
+        "--base": "org/base",
+        "policy.model": "the tokenizer and the chat template of its folder",
+        "data.source": "ada/private", "sft.source": "ada/texts",
         "lora.target_modules": ".*ada", "environments": "ada", "rewards": "of_ada",
     }  # fmt: skip
     assert make_record(facts._replace(records={}))["prompt"] == {

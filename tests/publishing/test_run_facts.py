@@ -118,8 +118,9 @@ def test_a_setting_that_is_not_the_runs_is_refused_by_its_name(trained, override
     assert str(raised.value).startswith(words) and str(raised.value).endswith("Leave this setting out.")
 
 
-def test_settings_that_a_record_of_an_earlier_version_lacks_are_not_compared(trained, copied):
+def test_settings_that_only_one_version_has_are_not_compared(trained, copied):
     change(copied.notes, lambda notes: notes["stages"]["train"]["settings"]["policy"].pop("thinking_budget"))
+    change(copied.notes, lambda notes: notes["stages"]["data"]["settings"]["data"].update(of_then=1))
     run_facts.require_recorded(trained[0], copied)
 
 
