@@ -39,7 +39,7 @@ def main():
     options = report.arguments(__doc__)
     rows = [*pair_rows((20, 60) if options.quick else (20, 60, 200, 500))]
     for scores, draws in DRAWS.items():
-        rows += drawn_rows(scores, draws, (5, 20, 60, 200), 100 if options.quick else 2000)
+        rows += drawn_rows(scores, draws, (5, 20, 60, 200), 100 if options.quick else 1000)
     kit = {
         scores: [row for row in rows if (row["scores"], row["interval"]) == (scores, CHOSEN[scores])]
         for scores in CHOSEN
