@@ -234,6 +234,8 @@ def _run_pip(*words: str) -> None:
     environ = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, env=environ)
     if done.returncode:
+        if full := re.search(r"\[Errno (28|122|27|30)\]", done.stderr):  # no space, quota, too large, read-only
+            raise OSError(number := int(full[1]), os.strerror(number))  # `new_folder` adds the place
         errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = re.sub(r" \(from versions: [^)]*\)", "", " ".join(errors) or done.stderr.strip()[-300:])[:400]
         raise RuntimeError(

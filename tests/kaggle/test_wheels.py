@@ -1,5 +1,6 @@
 """The offline folder is built from an index of tiny wheels made here, without a network."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import zipfile
 import pytest
 
 from grpo_kit.kaggle import wheels
+from grpo_kit.runs.files import new_folder
 
 ANY, LINUX, OLD = "py3-none-any", "cp312-cp312-manylinux_2_28_x86_64", "py3-none-manylinux2014_x86_64"
 
@@ -270,3 +272,13 @@ def test_the_kits_own_wheel_holds_its_presets_recipes_and_tiny_policy(tmp_path):
         assert f"grpo_kit/{name}" in names
     assert any(name.startswith("grpo_kit/recipes/") for name in names)
     assert not (wheels.ROOT / "build").exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_wheel(tmp_path, monkeypatch):
+    """pip prints a traceback below its only line of an error, which says "Exception:"."""
+    printed = "ERROR: Exception:\nTraceback (most recent call last):\nOSError: [Errno 28] No space left on device\n"
+    failed = subprocess.CompletedProcess([], 2, "", printed)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *words, **options: failed)
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "wheels"):
+        wheels._run_pip("download", "six")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "wheels"))
