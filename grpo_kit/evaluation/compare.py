@@ -85,7 +85,9 @@ def compare(run: Run) -> dict[str, Any]:
             " The two were measured by versions of the kit that draw other completions from the same seed. "
             + name_functions("To leave this out of the difference, measure both with `grpo-kit evaluate --force`.")
         )
-    write_text(run.evaluation / "report.json", to_json(report, indent=2) + "\n")
+    path, text = run.evaluation / "report.json", to_json(report, indent=2) + "\n"
+    if not (path.is_file() and path.read_bytes() == text.encode()):  # a finished run may lie on a read-only disk
+        write_text(path, text)
     return report
 
 

@@ -17,6 +17,13 @@ def test_the_report_says_whether_the_difference_is_real(tmp_path, trained):
     assert report["n"] == 60 and report["gained"] - report["lost"] == pytest.approx(60 * report["difference"])
 
 
+def test_a_comparison_that_is_written_already_can_be_read_on_a_read_only_disk(trained, monkeypatch):
+    _, run = trained
+    report = compare.compare(run)
+    monkeypatch.setattr(compare, "write_text", lambda *_: pytest.fail("written again"))
+    assert compare.compare(run) == report
+
+
 def copy_of(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "copy")
     return Run(tmp_path, "copy")
