@@ -9,14 +9,27 @@ from grpo_kit.runs.run import Run
 
 
 def show_progress(things: str) -> Callable[..., None]:
-    """A function that rewrites one line under the cell, "12 of 500 answers"; call it with (done, total, note)."""
+    """A function that rewrites one line under the cell, "12 of 500 answers"; call it with (done, total, note).
+
+    A cell that ends without a call found its work done; the line then says so.
+    """
+    from IPython import get_ipython
     from IPython.display import Pretty, display
 
     line = display(Pretty("starting, loading the policy ..."), display_id=True)
+    shell, calls = get_ipython(), []
 
     def update(done: int, total: int, note: str = "") -> None:
+        calls.append(done)
         line.update(Pretty(f"{done} of {total} {things}" + (f", {note}" if note else "")))
 
+    def finish(result: Any) -> None:
+        shell.events.unregister("post_run_cell", finish)
+        if not calls and result.success:
+            line.update(Pretty(f"the {things} are there already"))
+
+    if shell:
+        shell.events.register("post_run_cell", finish)
     return update
 
 

@@ -2,6 +2,8 @@
 
 import types
 
+import pytest
+
 from grpo_kit import notebook
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.run import Run, find_run
@@ -17,6 +19,26 @@ def test_progress_updates_one_line(monkeypatch):
     count(1, 8)
     count(2, 8, "best so far 0.50")
     assert lines == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
+
+
+@pytest.mark.parametrize(("calls", "shown"), [(0, ["the answers are there already"]), (1, ["3 of 3 answers"])])
+def test_a_line_says_that_work_was_done_before(monkeypatch, calls, shown):
+    import IPython
+    import IPython.display as display
+
+    lines, callbacks = [], []
+    line = types.SimpleNamespace(update=lambda content: lines.append(content.data))
+    monkeypatch.setattr(display, "display", lambda content, display_id: line)
+    events = types.SimpleNamespace(
+        register=lambda name, callback: callbacks.append(callback),
+        unregister=lambda name, callback: callbacks.remove(callback),
+    )
+    monkeypatch.setattr(IPython, "get_ipython", lambda: types.SimpleNamespace(events=events))
+    count = notebook.show_progress("answers")
+    for _ in range(calls):
+        count(3, 3)
+    callbacks[0](types.SimpleNamespace(success=True))
+    assert lines == shown and callbacks == []
 
 
 def test_a_task_of_the_users_own_environment_is_shown_with_its_own_columns(monkeypatch, capsys, tmp_path):
