@@ -93,7 +93,11 @@ def judge(
     truth: float,
 ) -> tuple[float, float, float]:
     """(coverage, mean width, chance to contradict McNemar's exact test) of a kind of interval."""
-    low, high = method(gained, lost, both, n)
+    if method is newcombe:
+        low, high = method(gained, lost, both, n)
+    else:  # the others do not look at the problems on which the two agree
+        _, first, place = numpy.unique(gained * (n + 1) + lost, return_index=True, return_inverse=True)
+        low, high = (ends[place] for ends in method(gained[first], lost[first], both[first], n))
     covers = (low <= truth + 1e-9) & (truth <= high + 1e-9)
     p_value = numpy.minimum(1, 2 * binom.cdf(numpy.minimum(gained, lost), gained + lost, 0.5))
     contradicts = ((low > 0) | (high < 0)) != (p_value < 0.05)
