@@ -37,7 +37,7 @@ class Merged(NamedTuple):
 
     Attributes:
         digests: {name of a file: its sha256}; those of the shards were computed while they were written.
-        lost: the error of rounding to bf16, as a share of the update (Frobenius norms).
+        lost: how far the stored matrices are from base plus update, as a share of the update (Frobenius norms).
     """
 
     digests: dict[str, str]
@@ -176,10 +176,8 @@ class _Sums:
 
     def add(self, source: torch.Tensor, total: torch.Tensor, stored: torch.Tensor) -> None:
         """Count some rows: the base's, those plus the update in float32, and what is stored."""
-        plain = source.to(stored.dtype)  # a base in more than 16 bits is rounded too, which is not the update's loss
-        update = total - source
-        self.update += update.square().sum().item()
-        self.lost += (update - (stored.float() - plain.float())).square().sum().item()
+        self.update += (total - source).square().sum().item()
+        self.lost += (total - stored).square().sum().item()
 
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair], sums: _Sums) -> torch.Tensor:
