@@ -7,6 +7,8 @@ from typing import Any
 
 from grpo_kit.evaluation.intervals import CONFIDENCE, lengths_interval, widened_interval
 
+# Of a score. Shares such as 3/10 and 1/10 + 2/10 are equal and differ by less; two shares that differ, by far more.
+ROUNDING = 1e-9
 NODES = 200  # of Gauss's and Legendre's rule for a distribution; they are enough for four digits
 Scores = Mapping[str, float | None]  # by problem, in [0, 1]; None: its reference answer cannot be used
 
@@ -42,8 +44,7 @@ def difference_interval(before: Sequence[float], after: Sequence[float]) -> tupl
     Raises:
         ValueError: the two differ in length.
     """
-    _check_same_length(before, after)
-    changes = [b - a for a, b in zip(before, after, strict=True)]
+    changes = _list_changes(before, after)
     if {*before, *after} <= {0.0, 1.0}:
         return pairs_interval(changes.count(1.0), changes.count(-1.0), len(changes))
     return widened_interval(changes, -1.0, 1.0)
@@ -173,15 +174,16 @@ def compare_scores(
             "Measure both again."
         )
     old, new = ([scores[key] for key in shared] for scores in (before, after))
+    changes = _list_changes(old, new)
     low, high = difference_interval(old, new)
     one_sample = {*old, *new} <= {0.0, 1.0}
     result = {
         "n": len(shared),
-        "difference": sum(new) / len(new) - sum(old) / len(old),
+        "difference": _without_rounding(math.fsum(changes) / len(changes)),
         "difference_ci95": [low, high],
         "p_value": mcnemar(old, new) if one_sample else None,
-        "gained": sum(b > a for a, b in zip(old, new, strict=True)),
-        "lost": sum(b < a for a, b in zip(old, new, strict=True)),
+        "gained": sum(change > 0 for change in changes),
+        "lost": sum(change < 0 for change in changes),
     }
     result["real"] = not low <= 0 <= high
     return result | {"words": _comparison_sentence(result, names)}
@@ -206,6 +208,16 @@ def _chance(p: float) -> str:
     if p >= 0.1:
         return f"{p:.0%} of the time"
     return f"{p:.1%} of the time" if p >= 1e-3 else "less than once in a thousand times"
+
+
+def _list_changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """after - before of each problem, 0.0 where they differ by no more than rounding."""
+    _check_same_length(before, after)
+    return [_without_rounding(b - a) for a, b in zip(before, after, strict=True)]
+
+
+def _without_rounding(change: float) -> float:
+    return 0.0 if abs(change) < ROUNDING else change
 
 
 def _check_same_length(before: Sequence[float], after: Sequence[float]) -> None:

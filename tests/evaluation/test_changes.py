@@ -161,6 +161,24 @@ def test_only_problems_with_a_score_in_both_count():
     assert (comparison["n"], comparison["difference"]) == (2, 0.5)
 
 
+def test_shares_that_are_equal_but_for_rounding_are_equal():
+    rng = random.Random(4)
+    for tries in (3, 6, 7, 10):
+        before = [rng.randint(0, tries) / tries for _ in range(40)]
+        for _ in range(20):
+            after = rng.sample(before, 40)
+            comparison = changes.compare_scores(scores(*before), scores(*after))
+            assert repr(comparison["difference"]) == "0.0", (before, after)
+            assert "as many problems are solved after training as before" in comparison["words"]
+    comparison = changes.compare_scores({"0": 0.3, "1": 0.1 + 0.2}, {"0": 0.1 + 0.2, "1": 0.3})
+    assert (comparison["gained"], comparison["lost"], comparison["difference"]) == (0, 0, 0.0)
+    least = changes.compare_scores(scores(*[0.5] * 10_000), scores(0.5 + 1 / 64, *[0.5] * 9_999))
+    assert (least["gained"], least["difference"]) == (
+        1,
+        pytest.approx(1 / 640_000),
+    )  # one sample in many is no rounding
+
+
 def test_scores_without_a_common_problem_raise():
     with pytest.raises(ValueError, match="before training and after training"):
         changes.compare_scores({"a": 1.0}, {"b": 1.0})
