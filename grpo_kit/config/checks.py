@@ -60,10 +60,9 @@ def require_finite(name: str, value: Any) -> None:
 
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError, which names the most similar choice, for a `value` that is not one of `choices`."""
-    require(
-        value in choices,
-        f"{name} is {value!r}; it must be one of {', '.join(choices)}.{suggest_nearest(value, choices)}",
-    )
+    is_text = isinstance(value, str)
+    nearest = suggest_nearest(value, choices) if is_text else ""
+    require(is_text and value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}.{nearest}")
 
 
 def require_schedule(section: str, kind: str, warmup_steps: int, max_grad_norm: float) -> None:

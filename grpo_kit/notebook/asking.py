@@ -3,6 +3,7 @@
 from typing import Any
 
 from grpo_kit.config import RunConfig
+from grpo_kit.notebook.fields import require_switch
 from grpo_kit.runs.run import Run
 
 _loaded: dict[str, tuple[Any, Any]] = {}  # {what was loaded: (model, tokenizer)}, at most one
@@ -54,12 +55,15 @@ def ask(config: RunConfig, run: Run, question: str, thinking: bool | None = None
 
     Raises:
         ValueError: the question is empty, or too long for an answer.
+        TypeError: the question is no text, or `thinking` neither True nor False.
     """
     from grpo_kit.display.replies import NotebookReplies
     from grpo_kit.evaluation import ask as asking
     from grpo_kit.policy.chat import template_opens_thinking
 
     asking.require_question(question)
+    if thinking is not None:
+        require_switch("thinking", thinking)
     trained = [run.stages()[stage] for stage in run.trained_stages()]
     wanted = repr((run.path, config.policy, trained))
     if wanted not in _loaded:

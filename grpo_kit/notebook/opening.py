@@ -10,6 +10,7 @@ from grpo_kit.config import RunConfig, load_config
 from grpo_kit.config.form import split_settings
 from grpo_kit.display import console
 from grpo_kit.display.notebook_words import reword, reword_errors
+from grpo_kit.notebook.fields import require_switch, require_text
 from grpo_kit.runs import session
 from grpo_kit.runs.installation import REPOSITORY
 from grpo_kit.runs.places import detect_place, mount_drive
@@ -68,10 +69,15 @@ def open_from_form(
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
+        TypeError: a field has a value of another type.
     """
     from IPython import get_ipython
 
     reword_errors(get_ipython())
+    fields = {"preset": (preset, AUTO), "run_name": (run_name, ""), "overrides": (overrides, "grpo.max_steps=60")}
+    for field, (value, example) in (fields | {"tracker": (tracker, "none")}).items():
+        require_text(field, value, example)
+    require_switch("use_drive", use_drive)
     console.print_warnings_plainly()
     if use_drive and detect_place() == "colab":
         print(mount_drive())

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_kit.config.form import split_settings
+from grpo_kit.notebook.fields import require_number, require_text
 from grpo_kit.runs.run import Run
 
 
@@ -11,6 +12,7 @@ def show_search_space(search: str) -> list[str]:
     """Print each setting to search and its values, and return the settings; `search` is `key=log(a,b) key=[a,b,c]`."""
     from grpo_kit.tuning import space
 
+    require_text("search", search, "lora.r=[4,16]")
     settings = split_settings(search)
     axes, _ = space.parse_search(settings)
     for key, axis in axes.items():
@@ -18,12 +20,14 @@ def show_search_space(search: str) -> list[str]:
     return settings
 
 
-def open_search_board(run: Run, trials: int) -> Any:
-    """Show a board for a search over settings, with a button that stops it; returns a `tuning.board.SearchBoard`."""
+def open_search_board(run: Run, trials: int, steps: int) -> Any:
+    """Show a board for a search of `trials`, each of `steps`, with a button; returns a `tuning.board.SearchBoard`."""
     from IPython.display import display
 
     from grpo_kit.tuning.board import SearchBoard
 
+    require_number("trials", trials, 8)
+    require_number("steps", steps, 12)
     board = SearchBoard(run, trials)
     display(board)
     return board

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from grpo_kit.config import RunConfig
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.notebook.fields import require_switch, require_text
 from grpo_kit.runs.run import Run
 
 
@@ -11,6 +12,7 @@ def submit_zip(zip_path: Path, message: str, send: bool) -> None:
     """Submit the zip to the challenge and print its score; without `send`, print what would be sent."""
     from grpo_kit.kaggle.submit import submit
 
+    require_switch("submit", send)
     try:
         score = submit(zip_path, message, dry_run=not send)
     except ValueError as error:
@@ -32,6 +34,8 @@ def publish(config: RunConfig, run: Run, to: str, private: bool, send: bool, bas
     from grpo_kit.publishing.card import CURVES, PICTURE
     from grpo_kit.publishing.publish import publish as publish_run
 
+    require_switch("publish", send)
+    require_text("publish_to", to, "you/nemotron-lora")
     published = publish_run(config, run, to, private, dry_run=not send, base=base.strip() or None)
     for path in published.files:
         print(f"{path.stat().st_size:>14,} bytes  {path.name}")

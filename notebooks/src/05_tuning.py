@@ -88,7 +88,7 @@ settings = notebook.show_search_space(search)
 # %%
 from grpo_kit import tune
 
-board = notebook.open_search_board(run, trials)
+board = notebook.open_search_board(run, trials, steps)
 result = await board.during(tune, config, run, settings, trials, steps, max(1, steps // 3))
 
 # %% [markdown]

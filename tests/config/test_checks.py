@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_kit.config import keep_finished_settings, load_config
-from grpo_kit.config.checks import SCHEDULES, parse_duration
+from grpo_kit.config.checks import SCHEDULES, parse_duration, require_one_of
 
 
 @pytest.mark.parametrize(
@@ -176,3 +176,10 @@ def test_an_environment_may_have_no_share_but_not_all_of_them():
 def test_a_setting_of_sft_that_cannot_work_is_refused(setting, words):
     with pytest.raises(ValueError, match=words):
         load_config(["tiny"], [setting])
+
+
+@pytest.mark.parametrize("value", [None, 5, ["train"], {"train": 1}])
+def test_a_choice_that_is_no_text_is_refused_like_any_other(value):
+    with pytest.raises(ValueError) as raised:
+        require_one_of("stage", value, ("sft", "train"))
+    assert str(raised.value) == f"stage is {value!r}; it must be one of sft, train."
