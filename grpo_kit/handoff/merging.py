@@ -19,8 +19,10 @@ import torch
 from grpo_kit.adapters.checkpoints.opening import open_adapter
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.model_files import INDEX, list_shards, modules_in, open_shard
+from grpo_kit.adapters.names import is_multi_token, published_name
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
-from grpo_kit.nemotron.checkpoint_files import published_config
+from grpo_kit.nemotron.checkpoint_files import published_config, transformers_name
+from grpo_kit.nemotron.layer_pattern import read_config_file
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 from grpo_kit.runs.files import hash_of
 
@@ -64,8 +66,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
     others = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
-    pairs, _ = read_pairs(open_adapter(adapter, str(base)), None)
-    _check_fit(base, shards, pairs, adapter)
+    matrices = _read_matrices(base, shards)
+    pairs = _read_fitting(base, adapter, matrices)
     _check_values(pairs, adapter)
     total, shard_of, digests, sums = 0, {}, {}, _Sums()
     out.mkdir(parents=True)
@@ -122,23 +124,41 @@ def _stored_form(file: Any, name: str) -> tuple[str, list[int]]:
     return kind if keep else "BF16", piece.get_shape()
 
 
-def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: Path) -> None:
-    """Raise ValueError unless every pair finds a matrix of its shape; only headers are read."""
-    matrices: dict[str, tuple[int, ...]] = {}
+def _read_matrices(base: Path, shards: list[str]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """{module, as transformers names it: (shape of its matrix, whether it has 16 bit or more)}, from headers alone."""
+    matrices: dict[str, tuple[tuple[int, ...], bool]] = {}
     for shard in shards:
         with open_shard(base / shard) as file:
             names = file.keys()
             for name in names:
                 piece = file.get_slice(name)
-                if piece.get_dtype() in DTYPES:
-                    matrices |= dict.fromkeys(modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
+                found = tuple(piece.get_shape()[-2:]), piece.get_dtype() in DTYPES
+                matrices |= dict.fromkeys(modules_in(name, piece.get_shape()), found)
+    return matrices
+
+
+def _read_fitting(base: Path, adapter: Path, matrices: dict[str, tuple[tuple[int, ...], bool]]) -> dict[str, Pair]:
+    """The adapter's pairs by the names in `matrices`. Raises ValueError unless each finds a matrix of its shape."""
+    modules = None
+    if read_config_file(base / "config.json", base.name).get("model_type") == "nemotron_h":
+        # Every form in which its adapters are saved is known. The experts of a stack go by their numbers.
+        names = sorted((name for name in matrices if not is_multi_token(name)), key=_natural_order)
+        modules = {published_name(name): matrices[name][0] for name in names}
+    pairs, _ = read_pairs(open_adapter(adapter, str(base)), modules)
+    pairs = {transformers_name(name): pair for name, pair in pairs.items()}
     for module, pair in sorted(pairs.items()):
-        if matrices.get(module) != pair.shape:
+        shape, is_wide = matrices.get(module, ((), False))
+        if shape != pair.shape or not is_wide:
             raise ValueError(
                 f"The pair {module} of {adapter} is for a matrix of {pair.shape}, but {base} has "
-                f"{matrices.get(module) or 'no matrix in 16 bit or more'} there. The adapter belongs to another model. "
+                f"{shape if is_wide else 'no matrix in 16 bit or more'} there. The adapter belongs to another model. "
                 "Give the base that it was trained on as policy.model (in an export --base)."
             )
+    return pairs
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _check_values(pairs: dict[str, Pair], adapter: Path) -> None:

@@ -109,6 +109,66 @@ def test_experts_are_merged_alike_whether_separate_or_stacked(tmp_path):
             torch.testing.assert_close(one[name].float(), base[name].float() + delta, rtol=BFLOAT16, atol=1e-6)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "model.backbone.", "_orig_mod.model.", "model."])
+def test_an_adapter_is_merged_whatever_names_it_was_saved_under(tmp_path, prefix):
+    """`grpo-kit package` writes the published ones."""
+    modules = {
+        "layers.0.mixer.in_proj": (460, 128), "layers.2.mixer.q_proj": (128, 128),
+        "layers.1.mixer.experts.5.up_proj": (64, 128),
+    }  # fmt: skip
+    moved = random_adapter(tmp_path / "a", {prefix + name: shape for name, shape in modules.items()})
+    merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    merged, base = stored(tmp_path / "m"), load_file(tiny.FOLDER / "model.safetensors")
+    for name in modules:
+        key = f"backbone.{name}.weight"
+        expected = base[key].float() + moved[prefix + name] * 6 / 4
+        torch.testing.assert_close(merged[key].float(), expected, rtol=BFLOAT16, atol=1e-6)
+    untouched = "backbone.layers.2.mixer.k_proj.weight"
+    assert torch.equal(merged[untouched], base[untouched].bfloat16())
+
+
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_peft_s_pair_for_all_experts_is_merged_by_their_numbers(tmp_path, is_stacked):
+    """With eleven experts, of which 10 stands before 2 in the order of letters."""
+    experts, r, module, parts = 11, 2, "layers.1.mixer.experts", {"up_proj": (64, 128), "down_proj": (128, 64)}
+    shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    base = load_file(tiny.FOLDER / "model.safetensors")
+    weights = {part: torch.randn(experts, *shape) for part, shape in parts.items()}
+    base = {name: value for name, value in base.items() if module not in name}
+    for part, stack in weights.items():
+        key = f"backbone.{module}"
+        base |= {f"{key}.{part}": stack} if is_stacked else {
+            f"{key}.{e}.{part}.weight": stack[e].clone() for e in range(experts)
+        }  # fmt: skip
+    save_file(base, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    wrapped = {f"model.{module}.base_layer": parts["up_proj"], f"model.{module}": parts["down_proj"]}  # PEFT's order
+    targets = [f"mixer.experts.{part}" for part in parts]
+    random_adapter(tmp_path / "a", wrapped, r * experts, target_parameters=targets)
+    config = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(config | {"r": r}))
+    merging.merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "m")
+    merged, saved = stored(tmp_path / "m"), load_file(tmp_path / "a/adapter_model.safetensors")
+    for part, name in zip(parts, wrapped):
+        a, b = (saved[f"base_model.model.{name}.lora_{half}.weight"] for half in "AB")
+        for expert in range(experts):
+            # A is expert by expert, B rank by rank.
+            delta = b[:, expert::experts] @ a[expert * r : (expert + 1) * r] * 6 / r
+            key = f"backbone.{module}.{part}" if is_stacked else f"backbone.{module}.{expert}.{part}.weight"
+            got = merged[key][expert] if is_stacked else merged[key]
+            torch.testing.assert_close(got.float(), weights[part][expert] + delta, rtol=BFLOAT16, atol=1e-4)
+
+
+def test_a_base_in_8_bit_is_refused_before_a_byte_is_written(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny.FOLDER, base)
+    tensors, key = load_file(base / "model.safetensors"), "backbone.layers.2.mixer.q_proj.weight"
+    save_file(tensors | {key: tensors[key].to(torch.float8_e4m3fn)}, base / "model.safetensors")
+    random_adapter(tmp_path / "a", {"backbone.layers.2.mixer.q_proj": (128, 128)})
+    with pytest.raises(ValueError, match=r"layers.2.mixer.q_proj of .* has no matrix in 16 bit or more there"):
+        merging.merge_adapter(base, tmp_path / "a", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.fixture
 def llama(tmp_path):
     """A small Llama in shards, tied embeddings, as published."""
@@ -217,10 +277,15 @@ def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
         (
             {"model.layers.0.mixer.q_proj": (128, 128)},
             {},
-            "has no matrix in 16 bit or more there. The adapter belongs to another",
+            r"a LoRA on \S+layers\.0\.mixer\.q_proj, and the base has no such matrix",
         ),
-        ({"model.layers.2.mixer.q_proj": (64, 128)}, {}, r"a matrix of \(64, 128\), but .* has \(128, 128\) there"),
-        ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "has no matrix in 16 bit"),  # there are eight
+        (
+            {"model.layers.2.mixer.q_proj": (64, 128)},
+            {},
+            r"\(64, 128\) on .*q_proj, which is \(128, 128\) in this base",
+        ),
+        ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "the base has no such matrix"),  # there are eight
+        ({"mtp.layers.2.mixer.q_proj": (128, 128)}, {}, "holds no LoRA pair"),
         (
             {"model.layers.2.mixer.q_proj": (128, 128)},
             {"use_dora": True},

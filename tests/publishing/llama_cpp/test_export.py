@@ -3,10 +3,12 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import gguf
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from grpo_kit.config import load_config
@@ -15,6 +17,7 @@ from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.publishing.llama_cpp import export as exporting
 from grpo_kit.publishing.llama_cpp import gguf_lora
 from grpo_kit.runs.run import Run
+from grpo_kit.submission.package import pack_folders
 from tests.publishing.llama_cpp.test_gguf_lora import MODULES, make_adapter
 
 
@@ -283,6 +286,17 @@ def test_a_step_of_another_trainer_is_merged_too(foreign, tmp_path):
     make_adapter(tmp_path / "step/lora_adapter", {"lm_head": MODULES["lm_head"]})
     assert exporting.write_export(foreign("merged", tmp_path / "step"))
     assert (tmp_path / "out/README.md").read_text().startswith("# step: the merged model")
+
+
+def test_a_submission_is_merged_too(trained, foreign, tmp_path):
+    pack_folders([trained[1].adapter], "tiny", tmp_path / "s.zip")  # with the published names
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    exporting.write_export(foreign("merged", tmp_path / "unpacked", base="tiny"))
+    merging.merge_adapter(tiny.FOLDER, trained[1].adapter, tmp_path / "again")
+    one, other = (load_file(path / "model.safetensors") for path in (tmp_path / "out/model", tmp_path / "again"))
+    for name in one.keys() | other.keys():
+        torch.testing.assert_close(one[name].float(), other[name].float(), rtol=2**-7, atol=0)
 
 
 def test_the_adapter_in_this_folder_has_the_folder_s_name(foreign, tmp_path, monkeypatch):
