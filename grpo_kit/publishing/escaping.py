@@ -19,10 +19,10 @@ def quote(text: str, longest: int = LONGEST) -> str:
         so ``` it is
         ````
     """
-    text = show_controls(text.encode("utf-8", "replace").decode())
     rest = len(text) - longest
-    if rest > 0:
-        text = f"{text[:longest]}\n[{rest:,} more characters]"
+    text = show_controls(text[:longest].encode("utf-8", "replace").decode())
+    if rest > 0:  # of the text itself, whose codes are longer
+        text += f"\n[{rest:,} more characters]"
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
 
@@ -44,7 +44,7 @@ def inline(text: object, longest: int = 120) -> str:
         >>> inline("a|b <b>*c*</b>\n# d")
         'a\\|b &lt;b&gt;\\*c\\*&lt;/b&gt; \\# d'
     """
-    plain = show_controls(" ".join(str(text).encode("utf-8", "replace").decode().split()))
-    plain = plain if len(plain) <= longest else f"{plain[:longest]}..."
+    plain = " ".join(str(text).encode("utf-8", "replace").decode().split())
+    plain = show_controls(plain[:longest]) + ("..." if len(plain) > longest else "")
     plain = re.sub(r"([\\`*_\[\]{}()#|~$!])", r"\\\1", plain)
     return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

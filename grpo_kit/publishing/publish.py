@@ -47,9 +47,9 @@ class Published(NamedTuple):
         """`own_words` as lines for a terminal; a long text is cut and its length stated."""
         lines = []
         for name, text in self.own_words.items():
-            words = show_controls(" ".join(text.split()))
+            words = " ".join(text.split())
             more = f"... ({len(text):,} characters)" if len(words) > SHOWN else ""
-            lines.append(f"{name}: {words[:SHOWN]}{more}")
+            lines.append(f"{name}: {show_controls(words[:SHOWN])}{more}")
         return lines
 
 

@@ -26,6 +26,13 @@ def test_a_long_text_is_cut_and_says_so():
     assert quote("x" * 30, 10) == "```text\nxxxxxxxxxx\n[20 more characters]\n```"
 
 
+def test_codes_of_control_characters_do_not_count_toward_the_length():
+    text = "Think. '`$HOME`\u202e\x1b"
+    assert quote(text, len(text)) == "```text\nThink. '`$HOME`\\u202e\\x1b\n```"
+    assert quote("\x1b" * 10, 4) == "```text\n\\x1b\\x1b\\x1b\\x1b\n[6 more characters]\n```"
+    assert inline("\u202e" * 10, 10) == r"\\u202e" * 10 and inline("\u202e" * 10, 2) == r"\\u202e" * 2 + "..."
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_in_a_sentence_is_one_line_without_markup(text):
     for plain in (inline(text), code(text)):

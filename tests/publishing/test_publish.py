@@ -96,11 +96,11 @@ def test_a_dry_run_builds_the_folder_and_asks_nobody(copied, hub):
 
 
 def test_own_words_are_shown_on_one_line_each(tmp_path):
-    words = {"data.system_prompt": "You\n\x1b[31m are\r\n" + "x" * 300, "rewards": "of_ada"}
+    words = {"data.system_prompt": "You\n\x1b[31m are\r\n" + "x" * 300, "rewards": "\u202e" * 200}
     lines = Published(tmp_path, words, [], "", []).describe_own_words()
     assert lines == [
-        "data.system_prompt: You \\x1b[31m are " + "x" * 183 + "... (315 characters)",
-        "rewards: of_ada",
+        "data.system_prompt: You \\x1b[31m are " + "x" * 186 + "... (315 characters)",
+        "rewards: " + r"\u202e" * 200,
     ]
 
 

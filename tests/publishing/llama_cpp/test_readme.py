@@ -77,7 +77,7 @@ def test_the_commands_send_the_words_of_the_training(system, suffix):
         }
         assert words_of("ollama run", text) == ["ollama", "run", "mine", "What is 47 + 38?" + suffix]
         assert "Neither llama-server nor Ollama adds it by itself" in " ".join(text.split())
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", text)
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", text) and "more characters" not in text
         outside = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$|^ {4,}.*?$", "", text)
         assert system not in outside and suffix not in outside and "fences" not in outside
 
