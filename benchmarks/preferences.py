@@ -28,6 +28,7 @@ from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import find_run
+from grpo_kit.runs.texts import format_change
 from grpo_kit.training import train
 from grpo_kit.training.preferences.prefer import prefer
 
@@ -95,8 +96,8 @@ def learn(chosen: Any, run: Any, way: str, folder: Path, seed: int) -> dict[str,
 
 
 def show(change: dict[str, Any], key: str = "difference_ci95") -> str:
-    low, high = (100 * end for end in change[key])
-    return f"{100 * change['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+    points, low, high = (format_change(100 * each) for each in (change["difference"], *change[key]))
+    return f"{points} ({low} to {high})"
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.rewards.tools import loading
 from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import find_run
+from grpo_kit.runs.texts import format_change
 from grpo_kit.training import train
 from grpo_kit.training.sft.sft import sft
 
@@ -79,8 +80,8 @@ def main():
         if name in before_of:
             change = compare_scores(scores[before_of[name]], scores[name])
             changes[name] = change
-            low, high = change["difference_ci95"]
-            row |= {"change": f"{change['difference']:+.3f}", "95 % of it": f"{low:+.3f} to {high:+.3f}"}
+            row["change"] = format_change(change["difference"], 3)
+            row["95 % of it"] = " to ".join(format_change(end, 3) for end in change["difference_ci95"])
         row |= {family: f"{share:.3f}" for family, share in by_family(both, scores[name]).items()}
         row |= {"tokens": f"{result['mean_tokens']:.0f}", "cut off": f"{result['truncated']:.0%}"}
         rows.append(row | {"processor s": seconds.get(name, "")})

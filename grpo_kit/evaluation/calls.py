@@ -11,6 +11,7 @@ from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 from grpo_kit.policy.tool_calls import declares_tools, has_call
+from grpo_kit.runs.texts import format_change
 from grpo_kit.runs.trained import MEASURED
 
 UNDECLARED, DECLARED = "undeclared", "declared"
@@ -82,12 +83,12 @@ def describe_calls(comparison: Mapping[str, Any], measurement: str) -> list[str]
     part = comparison.get(UNDECLARED)
     if not part or not (part["before"] or part["after"]):
         return []
-    low, high = (100 * points for points in part["difference_ci95"])
+    change, low, high = (format_change(100 * points) for points in (part["difference"], *part["difference_ci95"]))
     stage = next(stage for stage, name in MEASURED.items() if name == measurement)
-    old, new, change = (100 * part[key] for key in ("before", "after", "difference"))
+    old, new = (100 * part[key] for key in ("before", "after"))
     return [
-        f"Calls that nobody offered, by {stage}: {old:.1f} % of replies before, {new:.1f} % after, {change:+.1f} "
-        f"points (95 % {low:+.1f} to {high:+.1f})."
+        f"Calls that nobody offered, by {stage}: {old:.1f} % of replies before, {new:.1f} % after, {change} points "
+        f"(95 % {low} to {high})."
     ]
 
 

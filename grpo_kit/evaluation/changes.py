@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_kit.evaluation.intervals import CONFIDENCE, lengths_interval, widened_interval
+from grpo_kit.runs.texts import format_change
 
 # Of a score. Shares such as 3/10 and 1/10 + 2/10 are equal and differ by less; two shares that differ, by far more.
 ROUNDING = 1e-9
@@ -190,8 +191,9 @@ def compare_scores(
 
 
 def _comparison_sentence(result: Mapping[str, Any], names: tuple[str, str]) -> str:
-    difference, (low, high) = result["difference"], result["difference_ci95"]
-    points = f"{abs(100 * difference):.1f} percentage points {'more' if difference > 0 else 'fewer'}"
+    difference = result["difference"]
+    low, high = (format_change(100 * end) for end in result["difference_ci95"])
+    points = f"{format_change(100 * difference)[1:]} percentage points {'more' if difference > 0 else 'fewer'}"
     change, than = (points, "than") if difference else ("as many", "as")
     solved = f"{change} problems are solved {names[1]} {than} {names[0]}"
     counts = f"{result['gained']} problems gained and {result['lost']} lost, of {result['n']}"
@@ -199,7 +201,7 @@ def _comparison_sentence(result: Mapping[str, Any], names: tuple[str, str]) -> s
         evidence = f"without any real change, a split at least this uneven would occur {_chance(result['p_value'])}"
     else:
         includes = "excludes" if result["real"] else "includes"
-        evidence = f"the 95 % interval, {100 * low:+.1f} to {100 * high:+.1f} points, {includes} zero"
+        evidence = f"the 95 % interval, {low} to {high} points, {includes} zero"
     verdict = "The difference is real" if result["real"] else "No difference is shown"
     return f"{verdict}: {solved}, {counts}; {evidence}."
 

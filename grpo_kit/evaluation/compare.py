@@ -15,7 +15,7 @@ from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.records import list_changed_settings
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
-from grpo_kit.runs.texts import name_functions
+from grpo_kit.runs.texts import format_change, name_functions
 from grpo_kit.runs.trained import MEASURED
 
 
@@ -100,10 +100,10 @@ def describe_comparison(report: Mapping[str, Any]) -> str:
             f"{name.capitalize()}: {side['pass@1']:.1%} of {side['n']} held-out problems solved;",
             f"  with 95 % confidence the true rate lies between {low:.1%} and {high:.1%}.",
         ]
-    low, high = (100 * points for points in report["difference_ci95"])
+    change, low, high = (format_change(100 * points) for points in (report["difference"], *report["difference_ci95"]))
     lines += [
-        f"Training changed it by {100 * report['difference']:+.1f} points;",
-        f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.",
+        f"Training changed it by {change} points;",
+        f"  with 95 % confidence the true change lies between {low} and {high} points.",
     ]
     return "\n".join([*lines, report["words"].replace("; ", ";\n  "), *report.get("environments", [])])
 

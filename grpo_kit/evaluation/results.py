@@ -8,6 +8,7 @@ from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.verdicts import is_right
+from grpo_kit.runs.texts import format_change
 from grpo_kit.runs.trained import MEASURED
 
 GROUPS = ("environment", "set", "source", "family")
@@ -125,12 +126,12 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
     names: dict[str, list[str]] = {"gained": [], "lost": [], "shows no change": []}
     sentences = []
     for name, part in comparisons.items():
-        low, high = (100 * points for points in part["difference_ci95"])
+        points, low, high = (format_change(100 * each) for each in (part["difference"], *part["difference_ci95"]))
         change = ("gained" if part["difference"] > 0 else "lost") if part["real"] else "shows no change"
         names[change].append(name)
         sentences.append(
-            f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {100 * part['difference']:+.1f} "
-            f"points (95 % {low:+.1f} to {high:+.1f}); {part['gained']} tasks gained, {part['lost']} lost, of "
+            f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {points} points "
+            f"(95 % {low} to {high}); {part['gained']} tasks gained, {part['lost']} lost, of "
             f"{part['n']}."
         )
     counts = []
@@ -155,11 +156,8 @@ def describe_preferences(row: Mapping[str, Any]) -> list[str]:
     """
     if row["measurement"] != MEASURED["prefer"]:
         return []
-    low, high = (100 * points for points in row["difference_ci95"])
-    sentence = (
-        f"Learning from pairs changed accuracy by {100 * row['difference']:+.1f} points (95 % {low:+.1f} to "
-        f"{high:+.1f}) on {row['n']} problems."
-    )
+    change, low, high = (format_change(100 * points) for points in (row["difference"], *row["difference_ci95"]))
+    sentence = f"Learning from pairs changed accuracy by {change} points (95 % {low} to {high}) on {row['n']} problems."
     if row["real"] and row["difference"] < 0:
         sentence += (
             " It fell, so the pairs taught something else than being right: look at their lengths in "

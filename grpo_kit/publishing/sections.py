@@ -8,6 +8,7 @@ from grpo_kit.data.recipes import GENERATED
 from grpo_kit.publishing.escaping import code, inline, quote
 from grpo_kit.publishing.public_record import RECORD, list_texts, public_settings, unnamed_rewards
 from grpo_kit.publishing.run_facts import METHODS, SECTIONS, UNKNOWN, Facts, split_by_set
+from grpo_kit.runs.texts import format_change
 
 
 def describe_results(facts: Facts) -> list[str]:
@@ -23,8 +24,8 @@ def describe_results(facts: Facts) -> list[str]:
         cells = [each.label, f"{report['pass@1']:.3f}", f"{low:.3f} to {high:.3f}"]
         cells += ["", ""]
         if change:
-            ends = (100 * edge for edge in change["difference_ci95"])
-            cells[-2:] = [f"{100 * change['difference']:+.1f} points", "{:+.1f} to {:+.1f}".format(*ends)]
+            points, *ends = (format_change(100 * each) for each in (change["difference"], *change["difference_ci95"]))
+            cells[-2:] = [f"{points} points", " to ".join(ends)]
         cells += [
             f"{report['n']:,}",
             f"{report.get('mean_tokens', 0):.1f}",

@@ -1,10 +1,11 @@
-"""Texts as a person reads them: local times, no control characters, and what a command is called in Python."""
+"""Texts as a person reads them: local times, changes, no control characters, and what a command is in Python."""
 
 import re
 from datetime import datetime
 
 # Control characters but line end and tab, and the marks that turn the direction of the text that follows.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+DIGITS = 9  # after the point: what is less is rounding, which a computer's sums leave behind
 
 # {command: the public function that does the same}
 FUNCTIONS = {
@@ -51,6 +52,26 @@ def format_time(time: str | datetime, form: str = "%Y-%m-%d %H:%M %Z") -> str:
     """
     moment = datetime.fromisoformat(time) if isinstance(time, str) else time
     return moment.astimezone().strftime(form)
+
+
+def format_change(change: float, digits: int = 1) -> str:
+    """A change, or an end of its interval, with its sign. Only what is zero is written as zero, and that as +0.
+
+    An end of +0.04 that is written as +0.0 would say that the change may be none.
+
+    Args:
+        change: in any unit, such as percentage points.
+        digits: after the point; more where these would all be 0.
+
+    Example:
+        >>> [format_change(points) for points in (12.34, 0.04, -0.0003, -1e-17)]
+        ['+12.3', '+0.04', '-0.0003', '+0.0']
+    """
+    for precise in range(digits, DIGITS + 1):
+        text = f"{change:+.{precise}f}"
+        if float(text):
+            return text
+    return f"{0:+.{digits}f}"
 
 
 def show_controls(text: str) -> str:

@@ -1,11 +1,15 @@
 """Changes, their intervals and their test against known values; a sentence about a change agrees with both."""
 
 import random
+import re
 
 import pytest
 
 from grpo_kit.evaluation import changes
+from grpo_kit.evaluation.calls import describe_calls
+from grpo_kit.evaluation.compare import describe_comparison
 from grpo_kit.evaluation.intervals import wilson_interval
+from grpo_kit.evaluation.results import describe_environments, describe_preferences
 
 
 def scores(*values):
@@ -154,6 +158,23 @@ def test_equal_policies_are_called_different_at_most_once_in_twenty():
         before, after = (scores(*[float(rng.random() < 0.5) for _ in range(100)]) for _ in range(2))
         real += changes.compare_scores(before, after)["real"]
     assert real <= 26  # 5 % of 400 is 20; an exact test errs on the safe side
+
+
+@pytest.mark.parametrize(("gained", "lost", "tried"), [(13, 4, 500), (4, 13, 500), (15, 5, 1000), (6, 0, 100_000)])
+def test_a_real_difference_is_never_printed_as_one_that_may_be_none(gained, lost, tried):
+    change = changes.compare_scores(*single(gained, lost, tried - gained - lost))
+    assert change["real"]
+    side = {"pass@1": 0.5, "n": tried, "ci95": [0.4, 0.6]}
+    row = change | {"measurement": "after_prefer", "before": 0.5, "after": 0.5}
+    for text in (
+        change["words"].partition(" percentage")[0],
+        describe_comparison({"before": side, "after": side} | change).partition("Training changed")[2],
+        describe_environments({"math": row})[0].partition("after, ")[2],
+        describe_preferences(row)[0],
+        describe_calls({"undeclared": row}, "after_prefer")[0].partition("after, ")[2],
+    ):
+        numbers = [float(number) for number in re.findall(r"[+-]?\d+\.\d+", text)]
+        assert numbers and 0.0 not in numbers, text
 
 
 def test_only_problems_with_a_score_in_both_count():

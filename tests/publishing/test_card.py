@@ -73,6 +73,12 @@ def test_the_card_has_the_figures_of_the_run(facts):
     assert "`max_steps` | `4`" in section(card, "Training")
 
 
+def test_a_small_change_is_not_written_as_none(facts):
+    change = facts.measured[1].change | {"difference": 0.0002, "difference_ci95": [0.00003, 0.037]}
+    card = render_card(facts._replace(measured=[facts.measured[0], facts.measured[1]._replace(change=change)]))
+    assert "| +0.02 points | +0.003 to +3.7 |" in section(card, "Results")
+
+
 def test_a_run_without_a_measurement_says_so_and_has_no_index(facts):
     card = render_card(facts._replace(measured=[], examples=[]))
     assert "was not measured, neither before nor after" in card and "model-index" not in card

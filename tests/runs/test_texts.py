@@ -22,6 +22,24 @@ def test_a_time_is_shown_on_the_local_clock(monkeypatch):
     assert shown == ("2026-11-30 03:19 CST", "03:00")
 
 
+def test_only_a_change_of_zero_is_written_as_zero_and_never_as_less_than_zero():
+    for change, digits, shown in (
+        (12.34, 1, "+12.3"),
+        (-3.0, 1, "-3.0"),
+        (0.05, 1, "+0.1"),  # a tenth by rounding is no zero
+        (0.04, 1, "+0.04"),
+        (-0.04, 1, "-0.04"),
+        (0.0496, 1, "+0.05"),
+        (0.0004, 3, "+0.0004"),
+        (3e-5, 3, "+0.00003"),
+        (-3e-8, 1, "-0.00000003"),
+        (0.0, 1, "+0.0"),
+        (-0.0, 3, "+0.000"),
+        (-1.1e-14, 1, "+0.0"),  # what a sum leaves behind
+    ):
+        assert texts.format_change(change, digits) == shown
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

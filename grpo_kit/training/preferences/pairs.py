@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from grpo_kit.evaluation.changes import length_difference_interval
 from grpo_kit.policy.chat import Messages
 from grpo_kit.runs.files import to_json
+from grpo_kit.runs.texts import format_change
 from grpo_kit.training.preferences.groups import CALL, Group, Reply
 
 
@@ -173,12 +174,12 @@ def describe_pairs(summary: dict[str, Any]) -> str:
     """The summary in sentences, with what DPO would learn from lengths that differ."""
     words = {"wrong": "over a wrong reply", "call": "over a call that nobody offered", "own": "of your own"}
     kinds = ", ".join(f"{count} {words[kind]}" for kind, count in summary["kinds"].items())
-    low, high = summary["difference_ci95"]
+    change, (low, high) = format_change(summary["difference"]), summary["difference_ci95"]
     drawn = ", written at steps {} to {} of GRPO".format(*summary["steps"]) if summary["steps"] else ""
     text = (
         f"{summary['pairs']} pairs of {summary['prompts']} prompts ({kinds}){drawn}. Chosen replies have "
         f"{summary['chosen_tokens']:.1f} tokens on average, rejected ones {summary['rejected_tokens']:.1f}: "
-        f"{summary['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})."
+        f"{change} (95 % {format_change(low)} to {format_change(high)})."
     )
     if high < 0:
         text += " The chosen are shorter, so DPO will also teach brevity."

@@ -110,6 +110,14 @@ def test_the_summary_says_what_the_lengths_would_teach(differences, words):
     assert words in describe_pairs(summarise_pairs(pairs))
 
 
+def test_lengths_that_differ_by_little_are_not_said_to_differ_by_nothing():
+    pairs = [Pair(str(i), "wrong", [], "a", "b", 30 + (i < 5), 30) for i in range(1000)]
+    summary = summarise_pairs(pairs)
+    assert summary["difference_ci95"] == pytest.approx([0.0006, 0.0094], abs=1e-4)
+    text = describe_pairs(summary)
+    assert "30.0: +0.005 (95 % +0.001 to +0.01). The chosen are longer" in text
+
+
 def test_the_summary_counts_kinds_and_prompts():
     pairs = [
         Pair("1", "wrong", [], "a", "b", 3, 5),
