@@ -60,7 +60,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     Raises:
         OSError: the disk has no room (ENOSPC); raised before the first byte is written.
         ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, it changes nothing or holds a
-            value that is not finite, a pair has no matrix in the base, or rounding to bf16 takes more than MOST_LOST.
+            value that is not finite, a pair has no matrix in the base, a sum is not finite, or rounding to bf16 takes
+            more than MOST_LOST.
     """
     shards = list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
@@ -196,8 +197,13 @@ class _Sums:
 
     def add(self, source: torch.Tensor, total: torch.Tensor, stored: torch.Tensor) -> None:
         """Count some rows: the base's, those plus the update in float32, and what is stored."""
-        self.update += (total - source).square().sum().item()
-        self.lost += (total - stored).square().sum().item()
+        self.update += _square(total - source)
+        self.lost += _square(total - stored)
+
+
+def _square(values: torch.Tensor) -> float:
+    """The squared norm, in float64: the square of 1e20 is infinite in float32."""
+    return values.double().square().sum().item()
 
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair], sums: _Sums) -> torch.Tensor:
@@ -213,5 +219,16 @@ def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair], sums: _Sums) -> 
             for rows in (slice(first, first + ROWS) for first in range(0, len(source), ROWS)):
                 total = torch.addmm(source[rows].float(), b[rows], a, alpha=pairs[module].scale)
                 target[rows] = total
+                if not torch.isfinite(target[rows]).all():
+                    raise ValueError(_explain_infinity(name, kind, source))
                 sums.add(source[rows], total, target[rows])
     return merged
+
+
+def _explain_infinity(name: str, kind: str, source: torch.Tensor) -> str:
+    if not torch.isfinite(source).all():
+        return f"{name} of the base holds NaN or infinity, so the merged model would too. Fetch the base again."
+    return (
+        f"The adapter's update takes {name} beyond the numbers of {kind}, so the merged model would hold infinity. "
+        "Take the adapter of an earlier checkpoint, or train again."
+    )

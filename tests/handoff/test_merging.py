@@ -331,6 +331,36 @@ def test_an_adapter_of_nothing_or_of_no_numbers_is_refused_before_a_byte_is_writ
     assert not (tmp_path / "m").exists()
 
 
+def scale_adapter(folder, factor):
+    path = folder / "adapter_model.safetensors"
+    save_file({key: tensor * factor for key, tensor in load_file(path).items()}, path)
+
+
+def test_finite_halves_whose_update_is_infinite_are_refused(tmp_path):
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
+    scale_adapter(tmp_path / "a", 1e19)
+    with pytest.raises(ValueError, match=r"update takes backbone\.layers\.2\.mixer\.q_proj\.weight beyond .* of BF16"):
+        merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+
+
+def test_an_update_whose_square_float32_has_not_is_merged(tmp_path):
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
+    scale_adapter(tmp_path / "a", 1e12)
+    lost = merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m").lost
+    assert 0.001 < lost < 0.004  # bf16 has 8 bits
+    assert all(tensor.isfinite().all() for tensor in stored(tmp_path / "m").values())
+
+
+def test_a_base_with_infinity_in_a_trained_matrix_is_refused(tmp_path):
+    shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    tensors, key = load_file(tiny.FOLDER / "model.safetensors"), "backbone.layers.2.mixer.q_proj.weight"
+    tensors[key][3, 4] = float("inf")
+    save_file(tensors, tmp_path / "base/model.safetensors")
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
+    with pytest.raises(ValueError, match="q_proj.weight of the base holds NaN or infinity"):
+        merging.merge_adapter(tmp_path / "base", tmp_path / "a", tmp_path / "m")
+
+
 def test_rank_and_alpha_patterns_are_applied(tmp_path):
     """A pair whose rank and alpha come from patterns is scaled by these, not by r and lora_alpha."""
     module = "model.layers.2.mixer.q_proj"

@@ -6,6 +6,7 @@ moved into place when it is complete. What it says of a run comes from the run's
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -291,11 +292,20 @@ def _read_record(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
         files = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
-        if record["made_of"] != made_of or files.keys() != {path.name for path in model.iterdir()}:
+        is_same = record["made_of"] == made_of and math.isfinite(record["lost"])
+        if not is_same or files.keys() != {path.name for path in model.iterdir()}:
             return None
         sizes = all((model / name).stat().st_size == size for name, (size, _) in files.items())
         return record if sizes and all(hash_of(model / name) == digest for name, (_, digest) in files.items()) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # none, or another's
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):  # none, or another's
         return None
 
 

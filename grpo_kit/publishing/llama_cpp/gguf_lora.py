@@ -192,8 +192,8 @@ def write_gguf(plan: Plan, path: Path, name: str, base: str, progress: Progress 
         What rounding to the file's type changes.
 
     Raises:
-        ValueError: the adapter changes nothing, holds NaN or infinity, or a number that float16 has not; or float16
-            changes its update by more than low_rank.MOST_LOST.
+        ValueError: the adapter changes nothing, holds NaN or infinity, or a number that float16 has not; an update is
+            beyond float32; or float16 changes the updates by more than low_rank.MOST_LOST.
     """
     gguf = _import_gguf()
     writer = gguf.GGUFWriter(path, plan.architecture)
@@ -245,6 +245,15 @@ def _judge_rounding(plan: Plan, squares: list[tuple[float, float]]) -> Rounding:
         raise ValueError(
             "Every update of the adapter is zero, so the model would answer as its base does. Give a trained adapter."
         )
+    largest = torch.finfo(torch.float32).max
+    for stack, (update, _) in zip(plan.stacks, squares):
+        norm = math.sqrt(update) * plan.alpha / stack.rank
+        if not norm <= largest:
+            raise ValueError(
+                f"The update of {stack.name} has a norm of {norm:.3g} (Frobenius), beyond {largest:.3g}, the largest "
+                "number of float32, in which llama.cpp computes. Take the adapter of an earlier checkpoint, or train "
+                "again."
+            )
     shares = [math.sqrt(max(0.0, rest) / update) if update > 0 else 0.0 for update, rest in squares]
     worst = max(range(len(shares)), key=shares.__getitem__)
     rounding = Rounding(math.sqrt(max(0.0, lost) / total), shares[worst], plan.stacks[worst].name)

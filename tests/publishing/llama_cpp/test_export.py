@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from grpo_kit.config import load_config
 from grpo_kit.handoff import merging
@@ -170,6 +170,18 @@ def test_the_merged_model_is_the_hand_overs(foreign, tmp_path):
     assert_sums(tmp_path / "out")
 
 
+@pytest.mark.parametrize("to", ["gguf-lora", "merged"])
+def test_finite_halves_whose_update_is_infinite_are_refused_and_leave_nothing(foreign, tmp_path, to):
+    folder = make_adapter(tmp_path / "large", {"lm_head": MODULES["lm_head"]})
+    path = folder / "adapter_model.safetensors"
+    save_file({key: tensor * 1e19 for key, tensor in load_file(path).items()}, path)
+    with pytest.raises(
+        ValueError, match="The update of output.weight has a norm of|update takes lm_head.weight beyond"
+    ):
+        exporting.write_export(foreign(to, folder))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def merged(foreign, tmp_path, monkeypatch):
     """(a function that exports again and returns what was written, times that it merged) where a merged model lies."""
@@ -194,6 +206,10 @@ def change_a_byte(model):
     path.write_bytes(data)
 
 
+def change_lost(record, value):
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"lost": value}))
+
+
 CHANGES = [
     change_a_byte,
     lambda model: (model / "model.safetensors").unlink(),
@@ -203,6 +219,9 @@ CHANGES = [
     lambda model: shutil.rmtree(model),
     lambda model: (model.parent / "export.json").unlink(),
     lambda model: (model.parent / "export.json").write_text("[" * 100_000),
+    lambda model: change_lost(model.parent / "export.json", None),
+    lambda model: change_lost(model.parent / "export.json", float("nan")),
+    lambda model: change_lost(model.parent / "export.json", 10**400),
     lambda model: (model.parent / "export.json").write_text('{"made_of": {}, "files": {"../x": [1, "y"]}}'),
 ]
 
