@@ -51,7 +51,7 @@ def train_policy(config: RunConfig, run: Run) -> None:
 
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     with show_stage(run, "train", "training") as show:
-        after_step = follow_training(run, config.grpo.max_steps, show)
+        after_step = follow_training(config.grpo.max_steps, show)
         last = train(config, run, rewards, after_step, print_forecast)
     reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
     console.out.print(f"         {last['step']} steps, {reward} in the last one")
@@ -63,7 +63,7 @@ def learn_from_texts(config: RunConfig, run: Run) -> None:
     from grpo_kit.training.sft.sft import WEAKEST_FILE, sft
 
     with show_stage(run, "sft", "learning from texts") as show:
-        after_step = follow_training(run, config.sft.max_steps, show, "sft")
+        after_step = follow_training(config.sft.max_steps, show)
         last = sft(config, run, after_step, None, print_texts, print_forecast)
     loss = "no loss" if last["loss"] is None else f"loss {last['loss']:.3f}"
     console.out.print(f"         {last['step']} steps, {loss} in the last one")
@@ -76,7 +76,7 @@ def learn_preferences(config: RunConfig, run: Run) -> None:
     from grpo_kit.training.preferences.prefer import prefer
 
     with show_stage(run, "prefer", "learning from pairs", config.run.force) as show:
-        last = prefer(config, run, follow_training(run, config.dpo.max_steps, show, "prefer"))
+        last = prefer(config, run, follow_training(config.dpo.max_steps, show))
     if "nothing_to_learn" in last:
         console.out.print(escape(f"         {last['nothing_to_learn']}"))
         return

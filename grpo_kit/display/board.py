@@ -190,7 +190,8 @@ class Board:
         self.chart_is_old = self.chart_is_old or bool(new) or self.tail.rewound
         self.rows += new
         is_training = not self.stop_button.disabled
-        figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows, is_training, self.stage))
+        summary = run_figures.summarise_run(self.run, self.rows, is_training, self.stage)
+        figures = templates.render_figures(summary, self.rows)
         alarms = templates.render_alarms(self.rows, most=3, word=reword)
         notes = f"{figures}{self._describe_judge()}{alarms}"
         self.head.value = f"<b>run {escape(self.run.name)}</b> {self._describe_state()}{notes}"

@@ -15,6 +15,7 @@ from grpo_kit.display.run_figures import (
     list_names,
     metric_values,
     read_accuracies,
+    sampled_shares,
     validation_points,
 )
 from grpo_kit.runs.run import Run
@@ -178,8 +179,7 @@ def _groups_panel(rows: list[Row]) -> Panel | None:
     share, replaced = gradient_shares(rows), metric_values(rows, "groups/replaced")
     if all(map(math.isnan, share)):
         return None
-    sampled = [after if math.isnan(more) else after - more for after, more in zip(share, replaced)]
-    parts = [("with a gradient", BLUE, sampled)]
+    parts = [("with a gradient", BLUE, sampled_shares(rows))]
     for name, color in (("all_right", GREEN), ("all_wrong", RED), ("truncated", ORANGE), ("unjudged", GREY)):
         values = metric_values(rows, f"groups/{name}")
         if any(values) and not all(map(math.isnan, values)):

@@ -79,7 +79,7 @@ def render_page(run: Run) -> str:
         title=f"Run {run.name}",
         facts=describe_facts(run),
         verdict=read_verdict(run),
-        figures=templates.render_figures(run_figures.summarise_run(run, trainings[last], stage=last)),
+        figures=templates.render_figures(run_figures.summarise_run(run, trainings[last], stage=last), trainings[last]),
         alarms=templates.render_alarms(trainings[last]),
         charts=templates.render_charts(_build_all_panels(run, trainings)) + _render_expert_load(run),
         folded=_describe_settings(run),

@@ -10,33 +10,18 @@ from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED
 
 Row = dict[str, Any]
-RECENT = 9  # rows that a mean is taken over, in the summary and in smoothed curves
+RECENT = 9  # rows that a mean is taken over in smoothed curves: as many before a step as after it
+LATEST = RECENT // 2 + 1  # rows that a figure is a mean of: those that the end of a smoothed curve is a mean of
 
 
 def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: str = "train") -> dict[str, str]:
-    """The figures to show first, as {name: value in words}: step, reward or loss, shares, accuracies, memory and time.
+    """How far the run is, as {name: value in words}: step, accuracies, memory and time.
 
-    Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out; the time left is
-    shown only while the run `is_training`.
+    A figure that is not known is left out; the time left is shown only while the run `is_training`.
     """
     forecast = read_report(run.stage_files(stage).forecast) or {}
     last, steps = rows[-1] if rows else {}, forecast.get("steps")
     figures = {"step": f"{last.get('step', 0)} of {steps}" if steps else f"{last.get('step', 0)}"}
-    for name, values, form in (
-        ("loss", metric_values(rows, "loss") if learns_texts(rows) else [], "{:.3f}"),
-        ("right tokens", metric_values(rows, "mean_token_accuracy") if learns_texts(rows) else [], "{:.1%}"),
-        ("reward", metric_values(rows, "reward"), "{:.2f}"),
-        ("groups with a gradient", gradient_shares(rows), "{:.0%}"),
-        ("cut off", metric_values(rows, "completions/clipped_ratio"), "{:.0%}"),
-        ("pairs learned", metric_values(rows, "rewards/accuracies"), "{:.0%}"),
-        ("margin", metric_values(rows, "rewards/margins"), "{:+.2f}"),
-        ("tokens a second", metric_values(rows, "tokens_per_second"), "{:,.0f}"),
-    ):
-        recent = [value for value in values[-RECENT:] if not math.isnan(value)]
-        if recent:
-            figures[name] = form.format(sum(recent) / len(recent))
-    for kind, label in (("environments", "environment"), ("modes", "thinking")):
-        figures |= {f"{label} {name}": _describe(rows, kind, name) for name in list_names(rows, kind)}
     accuracies = [("validation", value, interval) for _, value, interval in validation_points(rows)[-1:]]
     accuracies += [
         (f"test {name.replace('_', ' ')}", report["pass@1"], report["ci95"])
@@ -49,10 +34,6 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: s
         ) + "{:,.0f} and {:,.0f} tokens of thinking".format(*(own["thinking"] for own in sides))
     for name, value, interval in accuracies:
         figures[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
-    if shares := [share for share in metric_values(rows, "host_share")[-RECENT:] if not math.isnan(share)]:
-        figures["rows to the host"] = f"{sum(shares) / len(shares):.0%}"
-        if last.get("experts_on_host"):
-            figures["rows to the host"] += f" ({last['experts_on_host']:.0%} of the experts)"
     if last.get("memory_gib"):
         figures["memory"] = f"{last['memory_gib']:.1f} GiB"
     if last.get("skipped_steps"):
@@ -62,6 +43,37 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: s
     seconds = estimate_seconds_left(rows, steps, forecast) if is_training else None
     if seconds:
         figures["time left"] = format_duration(seconds) if rows else f"at most {format_duration(seconds)}"
+    return figures
+
+
+def average_latest(rows: list[Row]) -> dict[str, str]:
+    """Means of the last LATEST rows, as {name: value in words}: reward or loss, shares and speed.
+
+    So they are what the smoothed curves end at, with the names that the charts have. A figure that is not known is left
+    out.
+    """
+    figures, latest = {}, rows[-LATEST:]
+    is_replaced = any(more > 0 for more in metric_values(rows, "groups/replaced"))
+    for name, values, form in (
+        ("loss", metric_values(rows, "loss") if learns_texts(rows) else [], "{:.3f}"),
+        ("right tokens", metric_values(rows, "mean_token_accuracy") if learns_texts(rows) else [], "{:.1%}"),
+        ("reward", metric_values(rows, "reward"), "{:.2f}"),
+        ("groups with a gradient", sampled_shares(latest), "{:.0%}"),
+        ("after replacement", gradient_shares(latest) if is_replaced else [], "{:.0%}"),
+        ("cut off", metric_values(rows, "completions/clipped_ratio"), "{:.0%}"),
+        ("pairs learned", metric_values(rows, "rewards/accuracies"), "{:.0%}"),
+        ("margin", metric_values(rows, "rewards/margins"), "{:+.2f}"),
+        ("tokens a second", metric_values(rows, "tokens_per_second"), "{:,.0f}"),
+    ):
+        recent = [value for value in values[-LATEST:] if not math.isnan(value)]
+        if recent:
+            figures[name] = form.format(sum(recent) / len(recent))
+    for kind, label in (("environments", "environment"), ("modes", "thinking")):
+        figures |= {f"{label} {name}": _describe(rows, kind, name) for name in list_names(rows, kind)}
+    if shares := [share for share in metric_values(latest, "host_share") if not math.isnan(share)]:
+        figures["rows to the host"] = f"{sum(shares) / len(shares):.0%}"
+        if latest[-1].get("experts_on_host"):
+            figures["rows to the host"] += f" ({latest[-1]['experts_on_host']:.0%} of the experts)"
     return figures
 
 
@@ -122,9 +134,18 @@ def metric_values(rows: list[Row], key: str) -> list[float]:
 
 
 def gradient_shares(rows: list[Row]) -> list[float]:
-    """Share of groups with a gradient, 0 to 1, per row, ours or else from TRL's `frac_reward_zero_std`."""
+    """Share of groups with a gradient, 0 to 1, per row, ours or else from TRL's `frac_reward_zero_std`.
+
+    It is of the groups that were trained on, after some were replaced.
+    """
     zero_std, shares = metric_values(rows, "frac_reward_zero_std"), metric_values(rows, "groups/with_gradient")
     return [1 - zero if math.isnan(share) else share for share, zero in zip(shares, zero_std)]
+
+
+def sampled_shares(rows: list[Row]) -> list[float]:
+    """Share of groups with a gradient, 0 to 1, per row, as they were sampled first, before any was replaced."""
+    replaced = metric_values(rows, "groups/replaced")
+    return [after if math.isnan(more) else after - more for after, more in zip(gradient_shares(rows), replaced)]
 
 
 def learns_texts(rows: list[Row]) -> bool:
@@ -151,7 +172,7 @@ def _describe(rows: list[Row], kind: str, name: str) -> str:
                       ("unknown_calls", "{:.1f} of unknown tools"),
                       ("malformed_calls", "{:.1f} unreadable"), ("thinking", "{:,.0f} tokens of thinking"),
                       ("within", "{:.0%} within the budget"), ("cut", "{:.0%} closed by force")):  # fmt: skip
-        recent = [v for v in metric_values(rows[-RECENT:], f"{kind}/{name}/{key}") if not math.isnan(v)]
+        recent = [v for v in metric_values(rows[-LATEST:], f"{kind}/{name}/{key}") if not math.isnan(v)]
         if recent:
             texts.append(form.format(sum(recent) / len(recent)))
     return ", ".join(texts)

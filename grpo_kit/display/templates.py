@@ -5,7 +5,7 @@ Completions are written by a policy and may hold anything, so they never become 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from grpo_kit.display import charts
 from grpo_kit.display.completions import first_reward, reward_color
 from grpo_kit.display.panels import GREEN, GREY, ORANGE, Panel
-from grpo_kit.display.run_figures import Row, format_duration, list_alarms
+from grpo_kit.display.run_figures import LATEST, Row, average_latest, format_duration, list_alarms
 from grpo_kit.display.turns import read_turns
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.texts import show_controls
@@ -47,9 +47,9 @@ def render_page(**values: Any) -> str:
     return ENVIRONMENT.get_template("report.html").render(**values)
 
 
-def render_figures(figures: dict[str, str]) -> Markup:
-    """The figures of `run_figures.summarise_run` as tiles."""
-    return PARTS.figures(figures)
+def render_figures(figures: dict[str, str], rows: Sequence[Row] = ()) -> Markup:
+    """Figures as tiles, such as those of `run_figures.summarise_run`; below them the means of the last metrics rows."""
+    return PARTS.figures(figures, average_latest(list(rows)), min(LATEST, len(rows)))
 
 
 def render_alarms(rows: list[Row], most: int = 6, word: Callable[[str], str] = str) -> Markup:

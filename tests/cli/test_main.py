@@ -15,7 +15,6 @@ from grpo_kit.cli.main import app
 from grpo_kit.config import load_config
 from grpo_kit.display.terminal.progress import follow_training
 from grpo_kit.runs.reading import read_lines
-from grpo_kit.runs.run import find_run
 from tests.helpers.commands import FEW, call, everything
 from tests.helpers.settings import ROOT, SAMPLE, SMALL
 
@@ -38,9 +37,9 @@ def test_the_stages_one_by_one_then_again(here):
     ]  # fmt: skip
 
 
-def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path, capsys):
+def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(capsys):
     shown = []
-    step = follow_training(find_run("r", tmp_path), 9, lambda *what: shown.append(what))
+    step = follow_training(9, lambda *what: shown.append(what))
     step({"step": 1, "seconds": 2.0, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.1})
     step({"step": 2, "seconds": 4.0, "reward": 0.7, "tokens_per_second": 50.0, "alarms": ["87 % are [cut]: raise it."]})
     assert shown[0] == (1, 9, "reward 0.50, gradient 75%, cut 10%")

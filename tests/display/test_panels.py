@@ -102,11 +102,11 @@ def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
     assert [panel.title for panel in panels] == ["Right", "With a gradient"]
     assert [line.label for line in panels[0].lines] == ["math", "json"]
     assert same(panels[0].lines[1].ys, [0.25, NAN, 0.25]) and panels[0].percent
-    summary = run_figures.summarise_run(run, metrics)
+    summary = run_figures.average_latest(metrics)
     assert summary["environment json"] == "25% right, 50% with a gradient, 31 tokens, 0% cut off"
-    assert not any("environment" in name for name in run_figures.summarise_run(run, rows(3, reward=0.5)))
+    assert not any("environment" in name for name in run_figures.average_latest(rows(3, reward=0.5)))
     acting = {"turns": 2.0, "calls": 3.25, "failed_calls": 1.0, "unknown_calls": 0.0, "malformed_calls": 0.5}
-    summary = run_figures.summarise_run(run, rows(3, **{f"environments/shop/{key}": acting[key] for key in acting}))
+    summary = run_figures.average_latest(rows(3, **{f"environments/shop/{key}": acting[key] for key in acting}))
     told = "2.0 turns, 3.2 calls, 1.0 of them failed, 0.0 of unknown tools, 0.5 unreadable"
     assert summary["environment shop"] == told
 
@@ -120,7 +120,7 @@ def test_each_mode_of_thinking_has_a_curve_and_a_line_in_the_summary(run):
     assert [line.label for line in panels["Thinking"].lines] == ["on", "off", "128"]
     assert [line.label for line in panels["Within the budget"].lines] == ["128"]
     assert panels["Within the budget"].percent and not panels["Thinking"].percent
-    summary = run_figures.summarise_run(run, metrics)
+    summary = run_figures.average_latest(metrics)
     assert summary["thinking 128"] == ("40% right, 140 tokens of thinking, 75% within the budget, 12% closed by force")
     assert summary["thinking off"] == "25% right, 0 tokens of thinking"
     side = {"pass@1": 0.5, "thinking": 12.4}
@@ -152,7 +152,7 @@ def test_rows_of_preferences_show_both_sides_of_their_pairs(run):
         ("chosen", pytest.approx(0.2)), ("rejected", pytest.approx(-0.4)),
     ]  # fmt: skip
     assert panels["Pairs learned"].percent and not panels["Rewards of pairs"].percent
-    figures = run_figures.summarise_run(run, metrics)
+    figures = run_figures.average_latest(metrics)
     assert (figures["pairs learned"], figures["margin"]) == ("75%", "+0.60")
 
 
@@ -168,7 +168,7 @@ def test_a_training_on_texts_has_a_loss_and_right_tokens_and_no_reward(run):
         for i in range(10)
     ]
     assert titles(run, rows) == ["Loss of the texts", "Right tokens", "Speed"]
-    figures = run_figures.summarise_run(run, rows, stage="sft")
-    assert figures["loss"] == "1.500" and figures["right tokens"] == "55.0%" and "reward" not in figures
-    grpo = run_figures.summarise_run(run, [{"step": 1, "seconds": 1, "loss": 0.0, "reward": 0.5}])
+    figures = run_figures.average_latest(rows)
+    assert figures["loss"] == "1.300" and figures["right tokens"] == "57.0%" and "reward" not in figures
+    grpo = run_figures.average_latest([{"step": 1, "seconds": 1, "loss": 0.0, "reward": 0.5}])
     assert "loss" not in grpo and grpo["reward"] == "0.50"

@@ -1,8 +1,10 @@
-"""The table of a search's trials: one scale for all intervals, marks for best and own, nothing that becomes markup."""
+"""Tiles say what they are means of; the trials of a search are on one scale; nothing becomes markup."""
 
 import re
 
-from grpo_kit.display.templates import render_trials
+import pytest
+
+from grpo_kit.display.templates import render_figures, render_trials
 
 
 def row(trial, accuracy, interval, state="complete", own=False, rate="0.001"):
@@ -37,3 +39,11 @@ def test_a_setting_never_becomes_markup():
     hostile = row(0, 0.5, [0.4, 0.6], rate="<script>x</script>\x1b[31m")
     page = render_trials({"trials": [hostile], "best": hostile})
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, ""), (1, "of the last step"), (3, "means of the last 3 steps"), (30, "the last 5 steps")]
+)
+def test_a_mean_says_over_how_many_steps_it_is_taken(count, words):
+    page = str(render_figures({"step": "<b>"}, [{"step": i + 1, "reward": 0.5} for i in range(count)]))
+    assert words in page and (">0.50<" in page) == (" last " in page) == bool(count) and "&lt;b&gt;" in page

@@ -32,9 +32,7 @@ def show_stage(run: Run, name: str, doing: str, force: bool = False) -> Iterator
         out.print(f"{name:<8} done in {note['seconds']:.1f} s")
 
 
-def follow_training(
-    run: Run, steps: int, show: Callable[..., None], stage: str = "train"
-) -> Callable[[dict[str, Any]], None]:
+def follow_training(steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     """A function to call with each metrics row: it shows figures beside the progress bar and prints each alarm."""
     rows: list[dict[str, Any]] = []
     forms = {
@@ -42,6 +40,7 @@ def follow_training(
         "right tokens": "{} of tokens right",
         "reward": "reward {}",
         "groups with a gradient": "gradient {}",
+        "after replacement": "{} after replacement",
         "cut off": "cut {}",
         "pairs learned": "pairs {}",
         "margin": "margin {}",
@@ -51,7 +50,7 @@ def follow_training(
 
     def on_step(row: dict[str, Any]) -> None:
         rows.append(row)
-        figures = run_figures.summarise_run(run, rows[-run_figures.RECENT :], stage=stage)
+        figures = run_figures.average_latest(rows)
         show(row["step"], steps, ", ".join(form.format(figures[key]) for key, form in forms.items() if key in figures))
         for sentence in row.get("alarms") or []:
             err.print(f"[yellow]step {row['step']}: {escape(sentence)}[/]")
