@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-# What other trainers call a key, in any section or, with a section, there only: the key's name here.
+# What other trainers call a key, in any section or, with a section, there only: the key's name here. Where the section
+# has a key of that name, its own is meant: `sft.lr` is sft.learning_rate.
 SYNONYMS = {
-    "lr": "grpo.learning_rate", "grpo.batch_size": "grpo.per_device_train_batch_size", "steps": "grpo.max_steps",
+    "lr": "grpo.learning_rate", "steps": "grpo.max_steps",
     "grad_accum": "grpo.gradient_accumulation_steps", "group_size": "grpo.num_generations",
     "num_samples": "grpo.num_generations", "max_tokens": "grpo.max_completion_length",
     "max_new_tokens": "grpo.max_completion_length", "kl": "grpo.beta", "kl_coef": "grpo.beta", "rank": "lora.r",
     "lora_rank": "lora.r", "alpha": "lora.lora_alpha", "model_name": "policy.model", "dataset": "data.source",
+    "grpo.batch_size": "grpo.per_device_train_batch_size", "sft.batch_size": "sft.per_device_train_batch_size",
+    "dpo.batch_size": "dpo.per_device_train_batch_size", "evaluation.limit": "evaluation.num_problems",
 }  # fmt: skip
+# How similar, from 0 to 1, a name must be to the one that is suggested: without a section, within its own, and in
+# another one, where following a poor guess would change something else.
+LIKE, LIKE_IN_SECTION, LIKE_ELSEWHERE = 0.5, 0.6, 0.75
 
 # Keys of other trainers that the kit does not have, with the reason and what to set instead.
 REFUSED = {
@@ -123,12 +129,26 @@ def suggest_nearest(word: str, choices: Sequence[str]) -> str:
     section, _, leaf = word.rpartition(".")
     if word in REFUSED:
         return f" {REFUSED[word]}"
-    for synonym in (word, leaf):
-        if SYNONYMS.get(synonym) in choices:
-            return f" Did you mean {SYNONYMS[synonym]}?"
+    section = _find_section(section, choices)
+    for synonym in (f"{section}.{leaf}", leaf):
+        name = SYNONYMS.get(synonym, "")
+        for key in (f"{section}.{name.rpartition('.')[2]}", name):
+            if key in choices:
+                return f" Did you mean {key}?"
     # A key without its section, or in the wrong one, is the likeliest mistake; so only the last parts are compared.
-    leaves = [choice.rpartition(".")[2] for choice in choices]
-    if not (nearest := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)):
-        return ""
-    similar = [choice for choice, other in zip(choices, leaves, strict=True) if other == nearest[0]]
-    return f" Did you mean {next((c for c in similar if c.rpartition('.')[0] == section), similar[0])}?"
+    own = [choice for choice in choices if section and choice.rpartition(".")[0] == section]
+    for keys, cutoff in ((own, LIKE_IN_SECTION), (choices, LIKE_ELSEWHERE if own else LIKE)):
+        leaves = [key.rpartition(".")[2] for key in keys]
+        if nearest := difflib.get_close_matches(leaf, leaves, n=1, cutoff=cutoff):
+            return f" Did you mean {keys[leaves.index(nearest[0])]}?"
+    return ""
+
+
+def _find_section(section: str, choices: Sequence[str]) -> str:
+    """The section that is meant, which may be shortened or mistyped; `section` itself where none is like it."""
+    sections = list(dict.fromkeys(choice.rpartition(".")[0] for choice in choices))
+    if not section or section in sections:
+        return section
+    nearest = [name for name in sections if name.startswith(section)]
+    nearest += difflib.get_close_matches(section, sections, n=1, cutoff=LIKE_ELSEWHERE)
+    return nearest[0] if nearest else section
