@@ -21,12 +21,12 @@ from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.model_files import INDEX, list_shards, modules_in, open_shard
 from grpo_kit.adapters.names import is_multi_token, published_name
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
-from grpo_kit.nemotron.checkpoint_files import published_config, transformers_name
+from grpo_kit.handoff.companions import read_companions
+from grpo_kit.nemotron.checkpoint_files import transformers_name
 from grpo_kit.nemotron.layer_pattern import read_config_file
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 from grpo_kit.runs.files import hash_of
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 SPARE = 1 << 28  # bytes for the files other than weights
 MOST_LOST = 0.9  # of the update's norm; what is below half a step of bf16 is lost, and a weight has 128 to 256 steps
 ROWS = 4096  # of a matrix that are summed at a time
@@ -47,7 +47,7 @@ class Merged(NamedTuple):
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> Merged:
-    """Write the model of a base with a LoRA added, in bf16.
+    """Write the model of a base with a LoRA added, in bf16, and the files that belong to it (companions.py).
 
     Tensors that routers and state-space scans need in float32 keep their type.
 
@@ -64,12 +64,11 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
             more than MOST_LOST.
     """
     shards = list_shards(base)
-    kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
-    others = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
     matrices = _read_matrices(base, shards)
     pairs = _read_fitting(base, adapter, matrices)
     _check_values(pairs, adapter)
+    companions = read_companions(base)
     total, shard_of, digests, sums = 0, {}, {}, _Sums()
     out.mkdir(parents=True)
     for number, shard in enumerate(shards, 1):
@@ -88,14 +87,11 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
             f"update of {adapter} (Frobenius norms), and at most {MOST_LOST:.0%} may be. Keep the adapter beside its "
             "base (`grpo-kit export --to gguf-lora`), or train it longer."
         )
-    for path in others:
-        shutil.copyfile(path, out / path.name)
+    for name, content in companions.items():
+        (out / name).write_bytes(content)
     if (base / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    config = published_config(json.loads((out / "config.json").read_text(encoding="utf-8")))
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    (out / "config.json").write_text(json.dumps(config | {key: "bfloat16"}, indent=2) + "\n", encoding="utf-8")
     digests |= {path.name: hash_of(path) for path in out.iterdir() if path.name not in digests}
     return Merged(dict(sorted(digests.items())), lost)
 

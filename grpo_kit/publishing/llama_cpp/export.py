@@ -5,8 +5,6 @@ moved into place when it is complete. What it says of a run comes from the run's
 """
 
 import hashlib
-import json
-import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,21 +17,22 @@ from grpo_kit.adapters.layouts import read_pairs
 from grpo_kit.adapters.model_files import find_base_folder, list_shards
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging
+from grpo_kit.handoff.companions import list_companions
 from grpo_kit.nemotron import base_models
 from grpo_kit.publishing.llama_cpp import gguf_lora, readme
 from grpo_kit.publishing.llama_cpp.as_trained import Training, read_training
 from grpo_kit.publishing.llama_cpp.bases import Base, find_base, find_named
+from grpo_kit.publishing.llama_cpp.merge_record import RECORD, read_record
 from grpo_kit.publishing.llama_cpp.modelfile import count_context, is_template_of, make_modelfile
 from grpo_kit.publishing.secret_scan import refuse_secrets
 from grpo_kit.runs.files import hash_of, new_folder, require_folder, to_json, write_text
 from grpo_kit.runs.run import Run
 
-RECORD, SUMS = "export.json", "SHA256SUMS"
+SUMS = "SHA256SUMS"
 FORMS = {  # by --to: the names in its folder
     "gguf-lora": ("adapter.gguf", "Modelfile", "README.md", SUMS),
     "merged": ("model", "Modelfile", "README.md", SUMS, RECORD),
 }
-LARGEST_RECORD = 1 << 20  # bytes; the 30B has 13 shards
 
 Progress = Callable[..., None]
 
@@ -174,9 +173,11 @@ def write_export(export: Export, progress: Progress | None = None) -> list[str]:
         OSError: the disk has no room.
         ValueError: the adapter changes nothing, or holds numbers that the file cannot have; a text holds a secret.
     """
-    if told := export.training:  # files are passed on
-        words = {"data.system_prompt": told.system, "data.prompt_suffix": told.suffix}
-        refuse_secrets((), words={name: text for name, text in words.items() if text})
+    # The files are passed on.
+    words = {"The adapter's name": export.name, "The base's name": export.base.label}
+    if told := export.training:
+        words |= {"data.system_prompt": told.system or "", "data.prompt_suffix": told.suffix or ""}
+    refuse_secrets((), words=words)
     with export.run.lock("export") if export.run else nullcontext():
         if export.plan:
             _require_room(export)
@@ -200,12 +201,14 @@ def _write_merged(export: Export, progress: Progress | None) -> list[str]:
         _require_room(export)
     embedded = str(base_models.EMBEDDED.get(base_models.recognize_base(export.base.source), export.base.source))
     base = find_base_folder(embedded, None if Path(embedded).is_dir() else export.base.revision)
+    companions = list_companions(base)
+    refuse_secrets(companions)
     states = {name: (base / name).stat() for name in list_shards(base)}
     made_of = {
         "grpo-kit": __version__,
         "adapter": hash_of(export.adapter),
         "base": export.base.label,
-        "config": hash_of(base / "config.json"),
+        "files": {path.name: hash_of(path) for path in companions},
         "shards": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
     }
     mtp = bool(gguf_lora.read_base_config(embedded).get("num_nextn_predict_layers"))
@@ -216,7 +219,7 @@ def _write_merged(export: Export, progress: Progress | None) -> list[str]:
         digests = {f"model/{name}": digest for name, (_, digest) in files.items()} | {RECORD: hash_of(folder / RECORD)}
         return _write_texts(export, folder, text, {"FROM": "merged-Q4_K_M.gguf"}, digests)
 
-    if record := _read_record(export.out, made_of):
+    if record := read_record(export.out, made_of):
         return write_texts(export.out, record)
     _require_room(export)
     with new_folder(export.out) as folder:
@@ -282,31 +285,6 @@ def _check_place(out: Path, to: str) -> None:
             f"{out} holds {strange[0]}, which an export does not write. Move it away, or name another folder with "
             "--out."
         )
-
-
-def _read_record(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of an export at `out`, if it was made of the same and each file of its model is as it was written."""
-    path, model = out / RECORD, out / "model"
-    try:
-        if path.stat().st_size > LARGEST_RECORD:
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
-        is_same = record["made_of"] == made_of and math.isfinite(record["lost"])
-        if not is_same or files.keys() != {path.name for path in model.iterdir()}:
-            return None
-        sizes = all((model / name).stat().st_size == size for name, (size, _) in files.items())
-        return record if sizes and all(hash_of(model / name) == digest for name, (_, digest) in files.items()) else None
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ):  # none, or another's
-        return None
 
 
 def _merged_bytes(base: str, modules: base_models.Modules) -> int:

@@ -252,6 +252,43 @@ def test_a_base_whose_weights_were_written_since_is_another(merged, tmp_path, fo
     assert again(base=str(base)) and len(calls) == 2
 
 
+def test_files_that_do_not_belong_to_the_base_are_not_passed_on(foreign, tmp_path):
+    base = shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    for name in (".env", "notes.txt", "training_args.pkl"):
+        (base / name).write_text("hf_" + "a" * 34)
+    (base / "LICENSE").write_text("as it is")
+    exporting.write_export(foreign("merged", base=str(base)))
+    own = {path.name for path in tiny.FOLDER.iterdir()}
+    assert {path.name for path in (tmp_path / "out/model").iterdir()} == own | {"LICENSE"}
+    assert "notes" not in (tmp_path / "out/SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "LICENSE"])
+def test_a_secret_in_a_file_of_the_base_is_not_passed_on(merged, tmp_path, name):
+    again, calls = merged
+    base = shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    key = "AKIA" + "ABCDEFGHIJKLMNOP"
+    (base / name).write_text(f'{{"key": "{key}"}}')
+    with pytest.raises(ValueError, match=f"^{name} holds a key of Amazon"):
+        again(base=str(base))
+    assert calls == []
+
+
+def test_a_secret_as_a_name_is_not_passed_on(foreign, tmp_path):
+    folder = make_adapter(tmp_path / ("hf_" + "a" * 34), {"lm_head": MODULES["lm_head"]})
+    with pytest.raises(ValueError, match="^The adapter's name holds a token of Hugging Face"):
+        exporting.write_export(foreign(folder=folder))
+
+
+def test_a_tokenizer_that_was_changed_since_is_merged_again(merged, tmp_path):
+    again, calls = merged
+    base = shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    again(base=str(base))
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    assert again(base=str(base)) and len(calls) == 2
+    assert (tmp_path / "out/model/chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_a_measurement_since_then_reaches_the_readme_of_a_merged_model(trained, tmp_path, monkeypatch):
     run = Run(tmp_path / "runs", "small")
     shutil.copytree(trained[1].path, run.path)
