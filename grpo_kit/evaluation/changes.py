@@ -130,8 +130,9 @@ def independent_difference_interval(
 ) -> tuple[float, float]:
     """95 % interval of last - first, two means in [0, 1], each with its own 95 % interval.
 
-    It takes the two as independent. For the same problems, which are right or wrong together, it is too wide, never too
-    narrow; `difference_interval` uses the pairs where the scores are at hand.
+    It takes the two as independent. For the same problems it is too wide where those that are right in the first tend
+    to be right in the last, as usual, and too narrow where they tend to be wrong there. `difference_interval` takes the
+    pairs into account, where the scores are at hand.
 
     Source:
         Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10: the square

@@ -229,3 +229,18 @@ def test_the_interval_of_an_independent_difference_is_newcombes():
         both = wilson_interval(other, among), wilson_interval(right, tried)
         found = changes.independent_difference_interval(first, both[0], last, both[1])
         assert found == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "independent", "paired"),
+    [
+        (2, 2, 0.209, 0.136),  # 18 of 40 stay right, 18 stay wrong
+        (20, 20, 0.209, 0.324),  # what was right is wrong now, and the other way round
+    ],
+)
+def test_an_independent_difference_is_too_wide_for_pairs_that_agree_and_too_narrow_for_pairs_that_do_not(
+    gained, lost, independent, paired
+):
+    half = wilson_interval(20, 40)
+    assert changes.independent_difference_interval(0.5, half, 0.5, half)[1] == pytest.approx(independent, abs=1e-3)
+    assert changes.pairs_interval(gained, lost, 40)[1] == pytest.approx(paired, abs=1e-3)
