@@ -1,4 +1,4 @@
-"""Whether files hold what must not become public: tokens and keys of common services, and places of this machine."""
+"""Whether files hold what must not become public: tokens, keys and passwords, and places of this machine."""
 
 import os
 import re
@@ -6,19 +6,30 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
-# {what it is: how it looks}. Keys without a form of their own, such as 40 hexadecimal digits, count beside their name.
+_PAST = rb"[\"'\s:=>|-]{1,24}"  # from a name to its value, in YAML also on the next line
+_VALUE = rb"[\w!#$%&*+./?@^~-]"
+# {what it is: how it looks}. A token may be glued to a word, as in `my_hf_...`. Keys without a form of their own, such
+# as 40 hexadecimal digits, count beside their name. So do passwords, if they have a letter and a digit: vocabularies
+# have the word beside a number, and a program may pass on what is only called so.
 TOKENS = {
-    "a token of Hugging Face": rb"\bhf_[A-Za-z0-9]{30,}",
-    "a token of Hugging Face's login": rb"\b(?:api_org|hf_oauth)_[A-Za-z0-9._-]{30,}",
-    "a token of Kaggle": rb"\bKGAT_[A-Za-z0-9]{20,}",
-    "a key of Kaggle": rb"(?i)kaggle_key[\"'\s:=]{1,6}[0-9a-f]{32}\b|\"key\"\s*:\s*\"[0-9a-f]{32}\"",
-    "a key of Weights & Biases": rb"(?i)\bwandb_v\d_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}\b[0-9a-f]{40}\b",
-    "a key of Amazon": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key)[\"'\s:=]{1,6}[A-Za-z0-9/+=]{40}",
-    "a token of GitHub": rb"\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_[A-Za-z0-9_]{30,}",
-    "a key of Google": rb"\bAIza[A-Za-z0-9_-]{35}\b",
-    "a key of OpenAI or Anthropic": rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}",
-    "a token of Slack": rb"\bxox[abprs]-[A-Za-z0-9-]{20,}",
+    "a token of Hugging Face": rb"hf_[A-Za-z0-9]{30,}",
+    "a token of Hugging Face's login": rb"(?:api_org|hf_oauth)_[A-Za-z0-9._-]{30,}",
+    "a token of Kaggle": rb"KGAT_[A-Za-z0-9]{20,}",
+    "a key of Kaggle": rb"(?i)kaggle_key" + _PAST + rb"[0-9a-f]{32}\b|\"key\"\s*:\s*\"[0-9a-f]{32}\"",
+    "a key of Weights & Biases": rb"(?i)wandb_v\d_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}\b[0-9a-f]{40}\b"
+    rb"|wandb" + _PAST + rb"(?:api_?key|key|token)?[\"'\s:=>|-]{0,24}\b[0-9a-f]{40}\b",
+    "a key of Amazon": rb"(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"
+    rb"|(?i:aws_secret_access_key)" + _PAST + rb"[A-Za-z0-9/+=]{40}",
+    "a token of GitHub": rb"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}",
+    "a token of GitLab": rb"glpat-[A-Za-z0-9_-]{20,}",
+    "a key of Google": rb"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}",
+    "a key of NVIDIA": rb"nvapi-[A-Za-z0-9_-]{20,}",
+    "a key of OpenAI or Anthropic": rb"(?<![A-Za-z0-9])sk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}",
+    "a token of Slack": rb"xox[abprs]-[A-Za-z0-9-]{20,}",
+    "a JSON Web Token": rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
     "a private key": rb"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY-----",
+    "a password within an address": rb"://[\w.%+~-]{1,64}:[\w.%+~!$&*=^#-]{3,128}@[\w\[]",
+    "a password": rb"(?i)passw(?:or)?d" + _PAST + rb"(?=%b{0,64}[a-z])(?=%b{0,64}\d)%b{8,}+(?![(\[])" % ((_VALUE,) * 3),
 }
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|_KEY$|CREDENTIAL", re.IGNORECASE)
 SHORTEST = 12  # characters of a secret in the environment; shorter ones occur by chance

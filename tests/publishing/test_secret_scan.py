@@ -11,10 +11,23 @@ SECRETS = [
     "KAGGLE_KEY=" + "0a" * 16, "wandb_v1_" + "Ab" * 20, "wandb login " + "0a" * 20, "AKIA" + "A1" * 8,
     "aws_secret_access_key = " + "aB/+" * 10, "ghp_" + "aB3" * 12, "github_pat_" + "aB_" * 12, "AIza" + "aB3-x" * 7,
     "sk-proj-" + "aB3-" * 10, "xoxb-" + "1234-" * 6, "-----BEGIN RSA PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----",
+    "secret_hf_" + "aB3" * 12, "tokenhf_" + "aB3" * 12, "my_sk-proj-" + "aB3-" * 10, "x_AKIA" + "A1" * 8 + "_old",
+    "my_ghp_" + "aB3" * 12, "_AIza" + "aB3-x" * 7, "KAGGLE_KEY " + "0a" * 16,
+    "nvapi-" + "aB3_-" * 12, "key_nvapi-" + "aB3" * 20, "glpat-" + "aB3" * 8,
+    "wandb:\n" + "0a" * 20, "wandb:\n    api_key: " + "0a" * 20, '"wandb_api_key": "' + "0a" * 20 + '"',
+    "eyJ" + "hbGci0" * 4 + ".eyJ" + "zdWIi0" * 4 + "." + "aB3_-" * 6,
+    "postgres://ada:" + "s3cret@db", "https://ada%40x.org:" + "p!w-d~1@10.0.0.1/x", "redis://u:" + "abc@[::1]:6379",
+    "password=" + "hunter2hunter", "DB_PASSWORD: '" + "tr0ub4dor&3" + "'", '"passwd": "' + "a1b2c3d4" + '"',
+    "machine x login ada password " + "corr3ct-horse", "Password:\n  " + "correct.h0rse",
 ]  # fmt: skip
 HARMLESS = [
     "hf_hub_download", "sha256 " + "0a" * 32, "commit " + "0a" * 20, "the key is 42", "sk-learn", "AKIA", "wandb",
-    '{"key": "value"}', "0a" * 16,
+    '{"key": "value"}', "0a" * 16, "risk-adjusted-return-on-capital-over-some-time", "task-" + "a-b-" * 10,
+    '{"password": 77345, "Ġpassword":131071, "passwords": 12345678}', "password=None", "password=getpass.getpass()",
+    "password=read_password1(path)", "Her password has 8 digits.", "password: str, user1: str", "nvapi-",
+    "https://huggingface.co/org/x", "http://127.0.0.1:8080/v1", "a://b:c d@e", "12:30 ada@example.org", "eyJhbGci",
+    "hf_" + "a_" * 30,
+    '"report_to": ["wandb"],\n  "revision": "' + "0a" * 20 + '"', '"wandb": "0.20.1",\n  "commit": "' + "0a" * 20 + '"',
 ]  # fmt: skip
 
 
