@@ -36,7 +36,7 @@ def find_base(policy: Policy, given: str | None = None) -> Base:
         given: of the caller, a folder with the base's files, or the id on the Hub of a base that was in a local folder.
 
     Raises:
-        ValueError: `given` names another model.
+        ValueError: `given` names another model, or a folder does not hold the model that it is said to hold.
     """
     name, revision, source = base_model_name(policy), policy.revision, Path(policy_source(policy))
     name = base_models.MOUNTS.get(name.rstrip("/"), name)
@@ -47,9 +47,12 @@ def find_base(policy: Policy, given: str | None = None) -> Base:
     if given is None or given == name or base_models.MOUNTS.get(given.rstrip("/")) == name:
         return Base(label, name, revision, [])
     if given and Path(given).is_dir():
+        _require_shapes(given, given, label)
         note = f"The base's files were read from a folder; that it holds {label} was compared by the shapes alone."
         return Base(label, given, revision, [note])
     if is_local and re.fullmatch(HUB_ID, given):
+        if Path(name).is_dir():
+            _require_shapes(given, name, given)
         note = f"The run had its base in a local folder, and {given} is what its exporter says that it holds."
         return Base(given, name if Path(name).is_dir() else given, None, [note])
     raise ValueError(
@@ -75,6 +78,20 @@ def find_named(adapter: Path, named: object, given: str | None = None) -> Base:
     label = _label(base_models.MOUNTS.get(name.rstrip("/"), name))
     who = "its exporter" if given else "its adapter_config.json"
     return Base(label, name, None, [f"The base is {label} by the word of {who}; it was compared by the shapes alone."])
+
+
+def _require_shapes(given: str, folder: str, model: str) -> None:
+    """Raise ValueError where a folder cannot hold a model that the kit knows; other models pass."""
+    if base_models.recognize_bf16(model) is None:
+        return
+    there, known = base_models.lora_modules(folder), base_models.lora_modules(model)
+    for module in (*known, *there):
+        if there.get(module) != known.get(module):
+            sides = (modules.get(module, "missing") for modules in (there, known))
+            raise ValueError(
+                f"--base is {given[:200]!r}, but the folder {folder} does not hold {model}: (out, in) of {module} is "
+                f"{' there and '.join(map(str, sides))} in {model}. Name the model and the folder that belong together."
+            )
 
 
 def _label(name: str) -> str:

@@ -28,9 +28,39 @@ def test_a_run_s_base_is_the_recorded_one():
     assert find_base(Policy(model=base_models.PUBLISHED), base_models.MOUNTED_MODEL).label == base_models.PUBLISHED
 
 
-def test_a_folder_gives_the_files_and_not_the_name(local):
-    found = find_base(LIGHTNING, local)
-    assert found[:3] == (base_models.LIGHTNING, local, "abc") and "compared by the shapes alone" in found.notes[0]
+@pytest.fixture
+def large(tmp_path):
+    """A folder with the 30B's config.json."""
+    (tmp_path / "large").mkdir()
+    shutil.copy(base_models.NANO, tmp_path / "large/config.json")
+    return str(tmp_path / "large")
+
+
+def test_a_folder_gives_the_files_and_not_the_name(local, large):
+    found = find_base(LIGHTNING, large)
+    assert found[:3] == (base_models.LIGHTNING, large, "abc") and "compared by the shapes alone" in found.notes[0]
+    assert find_base(Policy(), local)[:2] == ("grpo-kit/tiny", local)
+    assert find_base(Policy(model="org/unknown"), local)[:2] == ("org/unknown", local)
+
+
+def test_a_folder_of_other_shapes_is_not_the_model_that_it_is_said_to_hold(local, large, tmp_path):
+    """Neither the files of a base that has an id, nor the id of a base that lies in a folder."""
+    in_proj = r"\(out, in\) of backbone.layers.0.mixer.in_proj is"
+    with pytest.raises(
+        ValueError, match=rf"mine does not hold nvidia/NVIDIA-Nemotron-3.5-L.*: {in_proj} \(460, 128\) "
+    ):
+        find_base(LIGHTNING, local)
+    for model in (base_models.NANO_4B, base_models.PUBLISHED, "unsloth/Nemotron-3-Nano-30B-A3B"):
+        with pytest.raises(ValueError, match=rf"--base is '{model}', but the folder .*mine does not hold {model}: "):
+            find_base(Policy(model=local), model)
+    assert find_base(Policy(model=large), base_models.PUBLISHED)[:2] == (base_models.PUBLISHED, large)
+    with pytest.raises(ValueError, match=r"is \(10304, 2688\) there and \(17504, 3136\) in nvidia/.*-4B-BF16. Name"):
+        find_base(Policy(model=large), base_models.NANO_4B)
+    deeper = json.loads((tmp_path / "home/mine/config.json").read_text())
+    deeper |= {"hybrid_override_pattern": deeper["hybrid_override_pattern"] + "*", "num_hidden_layers": 5}
+    (tmp_path / "home/mine/config.json").write_text(json.dumps(deeper))
+    with pytest.raises(ValueError, match=r"layers.4.mixer.q_proj is \(128, 128\) there and missing in grpo-kit/tiny\."):
+        find_base(Policy(), local)
 
 
 def test_a_local_base_is_named_without_its_path_or_by_the_caller(local):
