@@ -23,7 +23,8 @@ from grpo_kit.runs.installation import REPOSITORY, read_install_cell
 
 FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parent / "README.md"
-# The part of the README that depends on `REPOSITORY`, between these two lines.
+# What of the README depends on `REPOSITORY`: the address in this line, and the part between these two.
+CLONE = r"(?m)^(    git clone )\S+( grpo-kit )"
 START, END = "<!-- links: written by `make notebooks` -->", "<!-- end of the links -->"
 WITH_OWNER = """\
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/00_quickstart.ipynb)
@@ -31,17 +32,19 @@ WITH_OWNER = """\
 
 [**Every notebook with its outputs**](PAGES), to read without running anything; [what to see in each](notes/gallery.md).
 [`pages.yml`](.github/workflows/pages.yml) builds these pages with each push; it needs *GitHub Actions* as the source
-under *Settings, Pages*.
+under *Settings, Pages*, and its job `deploy` fails until that is chosen.
 """  # noqa: E501
 WITHOUT_OWNER = """\
 [**What each notebook shows**](notes/gallery.md), in pictures. `make gallery` writes the whole pages to
 `notebooks/gallery/`; open its `index.html`.
 
-**Badges for Colab and Kaggle**, and the address of a served gallery, stand here once the kit has an owner on GitHub:
-write owner and name into `REPOSITORY` in [`grpo_kit/runs/installation.py`](grpo_kit/runs/installation.py) and run
-`make notebooks`. Until then nothing links to a name that somebody else could register, and Colab and Kaggle install the
-kit from a wheel, [below](#on-colab-and-kaggle). [`pages.yml`](.github/workflows/pages.yml) builds the gallery with each
-push and serves it where *GitHub Actions* is the source under *Settings, Pages*; the workflow has not run yet.
+`ADDRESS` above is where this repository lies. **Badges for Colab and Kaggle**, the address to clone and that of a
+served gallery stand here once the kit has an owner on GitHub: write owner and name into `REPOSITORY` in
+[`grpo_kit/runs/installation.py`](grpo_kit/runs/installation.py) and run `make notebooks`. Until then nothing links to a
+name that somebody else could register, and Colab and Kaggle install the kit from a wheel,
+[below](#on-colab-and-kaggle). [`pages.yml`](.github/workflows/pages.yml) builds the gallery with each push and serves
+it where *GitHub Actions* is the source under *Settings, Pages*; its job `deploy` fails until that is chosen. The
+workflow has not run yet.
 """
 METADATA = {
     "colab": {"provenance": []},
@@ -93,11 +96,15 @@ def pages_address(repository: str) -> str:
 
 
 def link_notebooks(readme: str, repository: str = REPOSITORY) -> str:
-    """The README with badges and the address of the served gallery; without an owner, with neither.
+    """The README with badges and the addresses of the served gallery and to clone; without an owner, with none of them.
 
     Raises:
-        ValueError: the README has not both lines that enclose its links.
+        ValueError: the README has not both lines that enclose its links, or no line that clones the repository.
     """
+    address = f"https://github.com/{repository}" if repository else "ADDRESS"
+    readme, lines = re.subn(CLONE, rf"\g<1>{address}\2", readme)
+    if lines != 1:
+        raise ValueError(f"README.md has {lines} lines `    git clone ... grpo-kit `; put the one back.")
     before, start, rest = readme.partition(START)
     _, end, after = rest.partition(END)
     if not end:

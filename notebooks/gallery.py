@@ -57,7 +57,7 @@ INDEX = """<!DOCTYPE html>
 """
 TITLE = "grpo-kit: the notebooks with their outputs"
 CARD = '<a class="card" href="{name}.html">{picture}<h2>{title}</h2><p>{goal}</p></a>'
-ABOUT = "Each page is a notebook after “Run all” on two CPU cores with the tiny policy, half a million parameters."
+ABOUT = "Each page is a notebook after “Run all” on {cores} with the tiny policy, half a million parameters."
 
 
 def freeze_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -139,7 +139,7 @@ def make_card(notebook: nbformat.NotebookNode, name: str) -> str:
 
 
 def write_gallery(
-    target: Path, notebooks: Mapping[str, nbformat.NotebookNode], folders: Sequence[str], about: str = ABOUT
+    target: Path, notebooks: Mapping[str, nbformat.NotebookNode], folders: Sequence[str], about: str
 ) -> None:
     """Write the pages of executed notebooks and their index.
 
@@ -159,6 +159,12 @@ def write_gallery(
         INDEX.format(title=TITLE, style=STYLE, about=html.escape(about), cards=cards), encoding="utf-8"
     )
     (target / ".nojekyll").touch()  # GitHub Pages then serves the files as they are
+
+
+def describe_run(cores: int | None = None) -> str:
+    """How the notebooks of a gallery were run, with the number of CPU cores; by default those of this process."""
+    count = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return ABOUT.format(cores=f"{count} CPU cores" if count > 1 else "one CPU core")
 
 
 def require_no_warnings(notebook: nbformat.NotebookNode, name: str) -> None:
@@ -186,7 +192,7 @@ def main() -> None:
             executed[source.stem] = notebook
             print(f"{source.stem} in {time.monotonic() - started:.0f} s", flush=True)
         target, images = Path(os.environ.get("GRPO_KIT_GALLERY") or FOLDER / "gallery"), FOLDER.parent / "notes/images"
-        write_gallery(target, executed, [folder, str(FOLDER.parent)])
+        write_gallery(target, executed, [folder, str(FOLDER.parent)], describe_run())
         if pictures:
             write_pictures(executed, Path(folder) / "runs", images)
             write_screens(target, images, Path(folder) / "browser")

@@ -121,6 +121,11 @@ def test_a_gallery_can_be_served_as_it_is_and_asks_nobody_for_anything(gallery, 
     assert '<img src="data:image/png;base64,iVBORw0KGgo=" alt="what it shows">' in index
 
 
+def test_the_index_says_on_how_many_cores_the_notebooks_ran(gallery):
+    assert "on one CPU core with" in gallery.describe_run(1) and "on 4 CPU cores with" in gallery.describe_run(4)
+    assert re.search("“Run all” on (one|[0-9]+) CPU cores? with the tiny policy", gallery.describe_run())
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -128,8 +128,13 @@ def test_the_readme_links_to_the_gallery_with_an_owner_and_without(builder):
         text = builder.link_notebooks(builder.link_notebooks(readme, owner))
         assert text == builder.link_notebooks(readme)
     assert "](https://ada.github.io/)" in builder.link_notebooks(readme, "Ada/ada.github.io")
+    assert "    git clone ADDRESS grpo-kit && cd grpo-kit " in builder.link_notebooks(readme, "")
+    assert "ADDRESS" in without and "ADDRESS" not in builder.link_notebooks(readme, "Ada/kit")
+    assert "    git clone https://github.com/Ada/kit grpo-kit && " in builder.link_notebooks(readme, "Ada/kit")
     with pytest.raises(ValueError, match="README.md has no lines"):
         builder.link_notebooks(readme.replace(builder.END, ""))
+    with pytest.raises(ValueError, match="README.md has 0 lines `    git clone"):
+        builder.link_notebooks(readme.replace("git clone", "git fetch"))
 
 
 def test_the_workflow_of_the_pages_builds_and_serves_the_gallery():
