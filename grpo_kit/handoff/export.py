@@ -25,7 +25,7 @@ from grpo_kit.nemotron import tiny
 from grpo_kit.policy.model_source import base_model_name, policy_source
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import hash_of, new_folder, write_text
+from grpo_kit.runs.files import follow_link, hash_of, new_folder, write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 
@@ -68,7 +68,7 @@ def export_run(
         PosixPath('/home/ada/runs/tiny/handoff/trl')
     """
     require_one_of("--to", to, tuple(ENGINES))
-    out = (out or run.path / "handoff" / to).absolute()
+    out = follow_link(out or run.path / "handoff" / to)
     _check(run, out, to)
     base = _base(config) if merge else None
     if base:

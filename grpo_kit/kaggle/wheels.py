@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from grpo_kit.config.checks import require
-from grpo_kit.runs.files import new_folder, require_folder, write_text
+from grpo_kit.runs.files import follow_link, new_folder, require_folder, write_text
 from grpo_kit.runs.installation import find_version, read_install_cell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def build_wheels(
             f"{out} would be replaced, but it holds {path.name}, which `grpo-kit wheels` did not write. Name a new "
             "folder with --out.",
         )
-    with new_folder(out.absolute()) as folder, tempfile.TemporaryDirectory() as temporary:
+    with new_folder(follow_link(out)) as folder, tempfile.TemporaryDirectory() as temporary:
         show("resolving")
         pins = resolve(python, platform, image, Path(temporary))
         show(f"downloading {len(pins)} wheels")

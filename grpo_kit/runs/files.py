@@ -189,9 +189,26 @@ def require_folder(path: Path, remedy: str) -> None:
         raise NotADirectoryError(f"{path} cannot be a folder, because {nearest} is a file. {remedy}")
 
 
+def follow_link(path: Path) -> Path:
+    """The absolute path of what `path` leads to if it is a link, else its own.
+
+    A person links a folder to another disk that has room. What replaces the folder must be written there, because
+    `new_folder` writes beside its path and would replace the link itself.
+    """
+    return Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; it becomes `path` when the block succeeds and is deleted when the block fails."""
+    """Give a folder to fill; it becomes `path` when the block succeeds and is deleted when the block fails.
+
+    It is written beside `path`. A link there is replaced, and what it leads to stays as it is (see `follow_link`).
+
+    Raises:
+        OSError: a disk is mounted at `path`, which cannot be renamed (EBUSY); raised before the block.
+    """
+    if path.is_mount():
+        raise OSError(errno.EBUSY, "a disk is mounted there, and only a folder on it can be replaced", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     clean_leftovers(path.parent, path.name)
     aside, old = _path_aside(path, "partial"), _path_aside(path, "old")
@@ -201,7 +218,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with name_place(path, aside):
             aside.mkdir()
             yield aside
-            if path.exists():
+            if os.path.lexists(path):
                 path.replace(old)
             aside.replace(path)
     finally:
@@ -235,9 +252,9 @@ def _undo(leftover: Path) -> None:
     """Remove a leftover, or put it back where nothing has replaced it."""
     target = leftover.with_name(LEFTOVER.fullmatch(leftover.name)["name"])
     with contextlib.suppress(OSError):
-        if leftover.suffix == ".old" and leftover.exists() and not target.exists():
+        if leftover.suffix == ".old" and os.path.lexists(leftover) and not os.path.lexists(target):
             leftover.replace(target)
-        elif leftover.is_dir():
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
@@ -248,7 +265,7 @@ def _is_leftover(path: Path, name: str | None) -> bool:
     if match is None or name not in (None, match["name"]):
         return False
     # A process that began after the leftover was written only has the number of the dead one, as in containers.
-    return match["pid"] is None or not is_running(int(match["pid"]), path.stat().st_mtime)
+    return match["pid"] is None or not is_running(int(match["pid"]), path.lstat().st_mtime)
 
 
 def is_running(pid: int, since: float) -> bool:

@@ -216,6 +216,14 @@ def test_an_existing_empty_folder_is_accepted(copied, tmp_path):
     assert (folder / "run.sh").is_file() and not list(tmp_path.glob(".there*"))
 
 
+def test_a_link_to_another_disk_is_followed(copied, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/here")
+    assert export.export_run(*copied, "verl", tmp_path / "link") == tmp_path / "disk/here"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk/here/run.sh").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["here"] and not list(tmp_path.glob(".*"))
+
+
 def test_the_export_of_a_stopped_run_says_how_many_steps_it_took(copied, tmp_path):
     chosen, run = copied
     more = replace(chosen, grpo=replace(chosen.grpo, max_steps=9))

@@ -74,7 +74,9 @@ def stems(paths):
 @pytest.mark.slow
 def test_the_folder_holds_what_is_needed_and_no_torch(index, tmp_path):
     before = sorted(path for path in wheels.ROOT.rglob("*"))
+    (tmp_path / "out").symlink_to("disk")  # it is followed
     paths = build(tmp_path)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / wheels.CELL_FILE).is_file()
     assert stems(paths) == ["common-2.5", "fast-1.0", "grpo_kit-0.1", "late-1.0"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         [path.name for path in paths] + [wheels.CELL_FILE, wheels.METADATA_FILE]

@@ -8,12 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, to_json, write_lines, write_text
+from grpo_kit.runs.files import (
+    clean_leftovers,
+    follow_link,
+    hash_of,
+    new_file,
+    new_folder,
+    to_json,
+    write_lines,
+    write_text,
+)
 from grpo_kit.runs.reading import read_lines
 
 
@@ -169,3 +179,59 @@ def test_what_a_running_process_writes_is_not_cleaned(tmp_path):
         clean_leftovers(tmp_path)
         assert aside.is_dir() and file.is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+def put_one(path, name):
+    with new_folder(path) as aside:
+        (aside / name).write_text(name)
+
+
+@pytest.mark.parametrize("leads_to", ["there", "nowhere", "link"])
+def test_a_link_is_replaced_and_leaves_nothing_behind(tmp_path, leads_to):
+    """Also one that leads to nothing, or to itself."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / leads_to)
+    put_one(tmp_path / "link", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link/new").is_file()
+    assert (tmp_path / "there/mine").read_text() == "1"
+
+
+def test_a_link_that_a_killed_process_put_aside_is_put_back_or_removed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / ".a.4194303.old").symlink_to(tmp_path / "there")  # beyond the largest number of a process
+    (tmp_path / ".b.4194303.old").symlink_to(tmp_path / "gone")
+    (tmp_path / ".c.4194303.old").symlink_to(tmp_path / "there")
+    (tmp_path / "c").mkdir()
+    clean_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "there"]
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "b").is_symlink() and not (tmp_path / "c").is_symlink()
+
+
+def test_a_followed_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/out")
+    for name in ("one", "two"):
+        put_one(follow_link(tmp_path / "link"), name)
+        assert [path.name for path in (tmp_path / "link").iterdir()] == [name]
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_no_link_keeps_its_path(tmp_path, monkeypatch):
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.chdir(tmp_path)
+    assert follow_link(Path("link/out")) == tmp_path / "link/out"  # it is written beside it, on the same disk
+    assert follow_link(Path("new")) == tmp_path / "new"
+    assert follow_link(Path("link")) == tmp_path / "disk"
+
+
+def test_a_mounted_disk_is_refused_before_the_block(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(OSError, match="a disk is mounted there") as caught, new_folder(tmp_path / "out"):
+        pytest.fail("the block was run")
+    assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(tmp_path / "out"))
+    put_one(tmp_path / "out/new", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -25,7 +25,7 @@ from grpo_kit.publishing.llama_cpp.bases import Base, find_base, find_named
 from grpo_kit.publishing.llama_cpp.merge_record import RECORD, read_record
 from grpo_kit.publishing.llama_cpp.modelfile import count_context, is_template_of, make_modelfile
 from grpo_kit.publishing.secret_scan import refuse_secrets
-from grpo_kit.runs.files import hash_of, new_folder, require_folder, to_json, write_text
+from grpo_kit.runs.files import follow_link, hash_of, new_folder, require_folder, to_json, write_text
 from grpo_kit.runs.run import Run
 
 SUMS = "SHA256SUMS"
@@ -128,7 +128,7 @@ def plan_export(
     if adapter and not out:
         raise ValueError(f"--adapter {adapter} comes from elsewhere and has no place in a run. Name one with --out.")
     folder = adapter or run.result.adapter
-    out = (out or run.path / "export" / to).absolute()
+    out = follow_link(out or run.path / "export" / to)
     _check_place(out, to)
     source = open_adapter(folder, base)
     training = None if adapter else read_training(run)

@@ -289,6 +289,30 @@ def test_a_tokenizer_that_was_changed_since_is_merged_again(merged, tmp_path):
     assert (tmp_path / "out/model/chat_template.jinja").read_text() == "{{ messages }}"
 
 
+@pytest.mark.parametrize("to", ["gguf-lora", "merged"])
+def test_a_link_to_another_disk_is_followed(foreign, tmp_path, monkeypatch, to):
+    """What is free is asked of the disk that is written to."""
+    disk, asked = tmp_path / "disk" / "here", []
+    disk.parent.mkdir()
+    (tmp_path / "out").symlink_to(disk)
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (asked.append(Path(path)), usage(path))[1])
+    for _ in range(2):
+        exporting.write_export(foreign(to))
+        assert (tmp_path / "out").is_symlink() and {path.name for path in disk.iterdir()} == {*exporting.FORMS[to]}
+        assert [path.name for path in disk.parent.iterdir()] == ["here"]
+    assert all(path.is_relative_to(disk.parent) for path in asked)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_link_to_a_folder_with_something_else_is_left_alone(foreign, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    (tmp_path / "out").symlink_to("mine")
+    with pytest.raises(FileExistsError, match="mine holds notes.txt, which an export does not write"):
+        foreign()
+
+
 def test_a_measurement_since_then_reaches_the_readme_of_a_merged_model(trained, tmp_path, monkeypatch):
     run = Run(tmp_path / "runs", "small")
     shutil.copytree(trained[1].path, run.path)
