@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_kit.evaluation.intervals import CONFIDENCE, lengths_interval, widened_interval
-from grpo_kit.runs.texts import format_change
+from grpo_kit.evaluation.intervals import CONFIDENCE, lengths_interval, require_shares, widened_interval
+from grpo_kit.runs.texts import format_change, format_count
 
 # Of a score. Shares such as 3/10 and 1/10 + 2/10 are equal and differ by less; two shares that differ, by far more.
 ROUNDING = 1e-9
@@ -43,8 +43,9 @@ def difference_interval(before: Sequence[float], after: Sequence[float]) -> tupl
         before, after: the scores of each problem, in [0, 1].
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: the two differ in length, there are none, or a score is outside [0, 1] or NaN.
     """
+    require_shares([*before, *after])
     changes = _list_changes(before, after)
     if {*before, *after} <= {0.0, 1.0}:
         return pairs_interval(changes.count(1.0), changes.count(-1.0), len(changes))
@@ -55,10 +56,10 @@ def length_difference_interval(before: Sequence[float], after: Sequence[float]) 
     """95 % interval of mean(after) - mean(before) of lengths on the same problems, by `intervals.lengths_interval`.
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: the two differ in length, there are none, or one is not finite.
     """
     _check_same_length(before, after)
-    longest = max(*before, *after)
+    longest = max([*before, *after], default=0.0)
     return lengths_interval([b - a for a, b in zip(before, after, strict=True)], -longest, longest)
 
 
@@ -167,7 +168,7 @@ def compare_scores(
         (problems whose score rose and fell), `real`, and `words`, one sentence for people.
 
     Raises:
-        ValueError: the two share no problem with a score.
+        ValueError: the two share no problem with a score, or a score is outside [0, 1] or NaN.
     """
     shared = [key for key, score in before.items() if score is not None and after.get(key) is not None]
     if not shared:
@@ -197,20 +198,22 @@ def _comparison_sentence(result: Mapping[str, Any], names: tuple[str, str]) -> s
     points = f"{format_change(100 * difference)[1:]} percentage points {'more' if difference > 0 else 'fewer'}"
     change, than = (points, "than") if difference else ("as many", "as")
     solved = f"{change} problems are solved {names[1]} {than} {names[0]}"
-    counts = f"{result['gained']} problems gained and {result['lost']} lost, of {result['n']}"
-    if result["p_value"] is not None:
-        evidence = f"without any real change, a split at least this uneven would occur {_chance(result['p_value'])}"
-    else:
+    counts = f"{format_count(result['gained'], 'problem')} gained and {result['lost']} lost, of {result['n']}"
+    if result["p_value"] is None or not result["gained"] + result["lost"]:  # where nothing changed, nothing is uneven
         includes = "excludes" if result["real"] else "includes"
         evidence = f"the 95 % interval, {low} to {high} points, {includes} zero"
+    else:
+        evidence = f"without any real change, a split at least this uneven would {_chance(result['p_value'])}"
     verdict = "The difference is real" if result["real"] else "No difference is shown"
     return f"{verdict}: {solved}, {counts}; {evidence}."
 
 
 def _chance(p: float) -> str:
+    if p > 0.995:
+        return "nearly always occur" if p < 1 else "always occur"
     if p >= 0.1:
-        return f"{p:.0%} of the time"
-    return f"{p:.1%} of the time" if p >= 1e-3 else "less than once in a thousand times"
+        return f"occur {p:.0%} of the time"
+    return f"occur {p:.1%} of the time" if p >= 1e-3 else "occur less than once in a thousand times"
 
 
 def _list_changes(before: Sequence[float], after: Sequence[float]) -> list[float]:
@@ -226,6 +229,6 @@ def _without_rounding(change: float) -> float:
 def _check_same_length(before: Sequence[float], after: Sequence[float]) -> None:
     if len(before) != len(after):
         raise ValueError(
-            f"before has {len(before)} problems and after {len(after)}; a paired difference needs the same problems. "
-            "Measure both again."
+            f"before has {format_count(len(before), 'problem')} and after {len(after)}; a paired difference "
+            "needs the same problems. Measure both again."
         )

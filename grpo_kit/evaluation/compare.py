@@ -15,7 +15,7 @@ from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.records import list_changed_settings
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
-from grpo_kit.runs.texts import format_change, name_functions
+from grpo_kit.runs.texts import format_change, format_count, name_functions
 from grpo_kit.runs.trained import MEASURED
 
 
@@ -97,7 +97,7 @@ def describe_comparison(report: Mapping[str, Any]) -> str:
     for name in ("before", "after"):
         side, (low, high) = report[name], report[name]["ci95"]
         lines += [
-            f"{name.capitalize()}: {side['pass@1']:.1%} of {side['n']} held-out problems solved;",
+            f"{name.capitalize()}: {side['pass@1']:.1%} of {format_count(side['n'], 'held-out problem')} solved;",
             f"  with 95 % confidence the true rate lies between {low:.1%} and {high:.1%}.",
         ]
     change, low, high = (format_change(100 * points) for points in (report["difference"], *report["difference_ci95"]))

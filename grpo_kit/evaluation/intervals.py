@@ -86,13 +86,22 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
         scores: one for each problem, in [0, 1].
 
     Raises:
-        ValueError: there are no scores.
+        ValueError: there are no scores, or one is outside [0, 1] or NaN.
     """
-    if not scores:
-        raise ValueError("There are 0 scores; an interval needs at least one. Evaluate on more problems.")
+    require_shares(scores)
     if {*scores} <= {0.0, 1.0}:
         return wilson_interval(int(sum(scores)), len(scores))
     return widened_interval(scores, 0.0, 1.0)
+
+
+def require_shares(scores: Sequence[float]) -> None:
+    """Raise ValueError unless there are scores, each in [0, 1]."""
+    if not scores:
+        raise ValueError("There are 0 scores; an interval needs at least one. Evaluate on more problems.")
+    if wrong := [score for score in scores if not 0 <= score <= 1]:
+        raise ValueError(
+            f"A score is {wrong[0]}; it is the share of a problem's samples that are right. Measure again."
+        )
 
 
 def lengths_interval(values: Sequence[float], least: float, most: float) -> tuple[float, float]:
@@ -104,9 +113,16 @@ def lengths_interval(values: Sequence[float], least: float, most: float) -> tupl
     Args:
         values: at least one, in tokens or another unit.
         least, most: the ends of what was seen, such as 0 and the longest; the interval does not leave them.
+
+    Raises:
+        ValueError: there are no values, or one is not finite.
     """
     from scipy.stats import sem, t
 
+    if not values:
+        raise ValueError("There are 0 lengths; an interval needs at least one. Measure on more problems.")
+    if wrong := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f"A length, or a difference of two, is {wrong[0]}; it is a finite number. Measure again.")
     if len({*values}) == 1:
         return widened_interval(values, least, most)
     low, high = t.interval(CONFIDENCE, len(values) - 1, math.fsum(values) / len(values), sem(values))

@@ -8,7 +8,7 @@ from grpo_kit.evaluation.changes import compare_scores
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.verdicts import is_right
-from grpo_kit.runs.texts import format_change
+from grpo_kit.runs.texts import format_change, format_count
 from grpo_kit.runs.trained import MEASURED
 
 GROUPS = ("environment", "set", "source", "family")
@@ -131,7 +131,7 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
         names[change].append(name)
         sentences.append(
             f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {points} points "
-            f"(95 % {low} to {high}); {part['gained']} tasks gained, {part['lost']} lost, of "
+            f"(95 % {low} to {high}); {format_count(part['gained'], 'task')} gained, {part['lost']} lost, of "
             f"{part['n']}."
         )
     counts = []
@@ -157,7 +157,10 @@ def describe_preferences(row: Mapping[str, Any]) -> list[str]:
     if row["measurement"] != MEASURED["prefer"]:
         return []
     change, low, high = (format_change(100 * points) for points in (row["difference"], *row["difference_ci95"]))
-    sentence = f"Learning from pairs changed accuracy by {change} points (95 % {low} to {high}) on {row['n']} problems."
+    sentence = (
+        f"Learning from pairs changed accuracy by {change} points (95 % {low} to {high}) on "
+        f"{format_count(row['n'], 'problem')}."
+    )
     if row["real"] and row["difference"] < 0:
         sentence += (
             " It fell, so the pairs taught something else than being right: look at their lengths in "

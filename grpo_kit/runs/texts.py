@@ -1,4 +1,4 @@
-"""Texts as a person reads them: local times, changes, no control characters, and what a command is in Python."""
+"""Texts as a person reads them: local times, changes, counts, no control characters, commands as functions."""
 
 import re
 from datetime import datetime
@@ -72,6 +72,15 @@ def format_change(change: float, digits: int = 1) -> str:
         if float(text):
             return text
     return f"{0:+.{digits}f}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """A number of things, with the noun in its form for it.
+
+    >>> format_count(1, "problem"), format_count(0, "problem")
+    ('1 problem', '0 problems')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def show_controls(text: str) -> str:

@@ -42,7 +42,7 @@ def test_mcnemars_exact_test(gained, lost, same, p):
 def test_mcnemars_test_refuses_fractional_scores_and_different_problems():
     with pytest.raises(ValueError, match="verdicts of 0 and 1"):
         changes.mcnemar([0.5], [1.0])
-    with pytest.raises(ValueError, match="1 problems and after 2"):
+    with pytest.raises(ValueError, match="before has 1 problem and after 2"):
         changes.mcnemar([0.0], [1.0, 1.0])
 
 
@@ -118,6 +118,10 @@ def test_equal_fractional_changes_still_have_a_width(change):
 def test_unequal_problems_are_refused(interval_of):
     with pytest.raises(ValueError, match="3 problems and after 2"):
         interval_of([1.0, 0.0, 1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match="There are 0 (scores|lengths); an interval needs at least one"):
+        interval_of([], [])
+    with pytest.raises(ValueError, match=" is nan; it is "):
+        interval_of([1.0, 0.5], [1.0, float("nan")])
 
 
 # Two policies compared
@@ -203,6 +207,31 @@ def test_shares_that_are_equal_but_for_rounding_are_equal():
 def test_scores_without_a_common_problem_raise():
     with pytest.raises(ValueError, match="before training and after training"):
         changes.compare_scores({"a": 1.0}, {"b": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "same", "ending"),
+    [
+        (0, 0, 40, "0 problems gained and 0 lost, of 40; the 95 % interval, -8.8 to +8.8 points, includes zero."),
+        (1, 0, 39, "1 problem gained and 0 lost, of 40; without any real change, a split at least this uneven would "
+         "always occur."),
+        (2, 2, 40, "2 problems gained and 2 lost, of 44; without any real change, a split at least this uneven would "
+         "always occur."),
+        (4, 1, 35, "4 problems gained and 1 lost, of 40; without any real change, a split at least this uneven would "
+         "occur 38% of the time."),
+        (0, 6, 34, "0 problems gained and 6 lost, of 40; without any real change, a split at least this uneven would "
+         "occur 3.1% of the time."),
+    ],
+)  # fmt: skip
+def test_the_sentence_counts_what_changed_and_says_how_often_chance_does_as_much(gained, lost, same, ending):
+    assert changes.compare_scores(*single(gained, lost, same))["words"].endswith(f", {ending}")
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.1, 1.5])
+def test_a_score_that_is_no_share_is_refused(score):
+    for before, after in (([score, 1.0], [0.5, 1.0]), ([0.5, 1.0], [1.0, score])):
+        with pytest.raises(ValueError, match=f"^A score is {score}; it is the share .* Measure again"):
+            changes.compare_scores(scores(*before), scores(*after))
 
 
 def test_the_sentence_names_both_sides_and_the_direction():

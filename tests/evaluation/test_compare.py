@@ -61,6 +61,9 @@ def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in
         "before": {"pass@1": 0.42, "n": 50, "ci95": [0.38, 0.46]},
         "after": {"pass@1": 0.98, "n": 50, "ci95": [0.96, 0.99]},
     }
+    one = {side: figures | {"n": 1} for side, figures in sides.items()}
+    change = {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": ""}
+    assert compare.describe_comparison(one | change).startswith("Before: 42.0% of 1 held-out problem solved;")
     lines = compare.describe_comparison(
         sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real: so; by chance."}
     ).splitlines()

@@ -101,3 +101,13 @@ def test_lengths_get_students_interval_and_a_width_where_all_are_equal():
 def test_no_scores_have_no_interval():
     with pytest.raises(ValueError, match="0 scores"):
         intervals.mean_interval([])
+    with pytest.raises(ValueError, match="There are 0 lengths; an interval needs at least one"):
+        intervals.lengths_interval([], 0.0, 1.0)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_what_is_no_number_has_no_interval(wrong):
+    with pytest.raises(ValueError, match=f"A score is {wrong}; "):
+        intervals.mean_interval([0.5, wrong])
+    with pytest.raises(ValueError, match=f"A length, or a difference of two, is {wrong}; "):
+        intervals.lengths_interval([0.5, wrong], 0.0, 1.0)

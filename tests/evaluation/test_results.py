@@ -108,6 +108,7 @@ def test_each_environment_and_all_of_them_have_a_sentence():
         "of 40.",
         "Of 3 environments: 1 gained (math); 2 show no change (json, docs).",
     ]
+    assert "; 1 task gained, 0 lost, of 1." in results.describe_environments({"math": comparison(1, 0, False, 1)})[0]
     assert results.describe_environments({}) == []
 
 
@@ -140,3 +141,9 @@ def test_what_preferences_did_is_said_and_a_loss_is_no_success():
     lost = row | {"difference": -0.1, "difference_ci95": [-0.15, -0.05], "real": True}
     assert "It fell, so the pairs taught something else than being right" in results.describe_preferences(lost)[0]
     assert results.describe_preferences(row | {"measurement": "after"}) == []
+
+
+def test_what_pairs_taught_is_said_of_one_problem_as_of_many():
+    change = {"measurement": "after_prefer", "difference": 0.0, "difference_ci95": [-0.5, 0.5], "real": False}
+    for n, words in ((1, "on 1 problem."), (20, "on 20 problems.")):
+        assert results.describe_preferences(change | {"n": n})[0].endswith(words)
