@@ -13,6 +13,7 @@ an edit does not change the ids of other cells.
 import base64
 import hashlib
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,17 @@ METADATA = {
 }
 
 
+def require_repository(repository: str) -> None:
+    """Raise ValueError unless `repository` is empty, or an owner and a name as GitHub takes them."""
+    if repository and not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.\.?$|.*\.git$)[\w.-]{1,100}", repository, re.A
+    ):
+        raise ValueError(
+            f"REPOSITORY in grpo_kit/runs/installation.py is {repository!r}; it is an owner and a name on GitHub. "
+            "Write it like ada/grpo-kit, without the address before it, .git or / after it; or leave it empty."
+        )
+
+
 def embed_picture(match: re.Match[str]) -> str:
     """A link to a PNG file, as a `data:` URL in its place."""
     file = FOLDER / match[1]
@@ -60,7 +72,12 @@ def embed_picture(match: re.Match[str]) -> str:
 
 
 def build(source: Path, repository: str = REPOSITORY) -> str:
-    """Convert one py:percent file into the text of a notebook."""
+    """Convert one py:percent file into the text of a notebook.
+
+    Raises:
+        ValueError: `repository` is neither empty nor like ada/grpo-kit.
+    """
+    require_repository(repository)
     cells, seen = [], Counter()
     text = source.read_text(encoding="utf-8")
     if not repository:  # badges are lines of their own; a link in brackets follows the link to the file
@@ -99,8 +116,10 @@ def link_notebooks(readme: str, repository: str = REPOSITORY) -> str:
     """The README with badges and the addresses of the served gallery and to clone; without an owner, with none of them.
 
     Raises:
-        ValueError: the README has not both lines that enclose its links, or no line that clones the repository.
+        ValueError: the README has not both lines that enclose its links, or no line that clones the repository; or
+            `repository` is neither empty nor like ada/grpo-kit.
     """
+    require_repository(repository)
     address = f"https://github.com/{repository}" if repository else "ADDRESS"
     readme, lines = re.subn(CLONE, rf"\g<1>{address}\2", readme)
     if lines != 1:
@@ -117,7 +136,12 @@ def link_notebooks(readme: str, repository: str = REPOSITORY) -> str:
 
 def main() -> None:
     """Build every notebook that has a source in `src/`, and the README's links."""
-    README.write_text(link_notebooks(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    try:
+        readme = link_notebooks(README.read_text(encoding="utf-8"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    README.write_text(readme, encoding="utf-8", newline="\n")
     for source in sorted((FOLDER / "src").glob("[0-9][0-9]_*.py")):
         target = FOLDER / f"{source.stem}.ipynb"
         target.write_text(build(source), encoding="utf-8", newline="\n")

@@ -137,6 +137,25 @@ def test_the_readme_links_to_the_gallery_with_an_owner_and_without(builder):
         builder.link_notebooks(readme.replace("git clone", "git fetch"))
 
 
+def test_an_owner_that_github_would_not_take_is_refused_before_anything_is_written(builder, monkeypatch, capsys):
+    readme, source = (ROOT / "README.md").read_text(encoding="utf-8"), FOLDER / "src/00_quickstart.py"
+    for wrong in ("ada", "ada/", "/kit", "ada/kit/", "a b/c", "ada/k t", "https://github.com/ada/kit", "ada/kit.git",
+                  "ada/kit/main", "ada/..", "-ada/kit", "ada/kit)", "ada/kit\n", "ädä/kit", " ada/kit"):  # fmt: skip
+        for make in (lambda owner: builder.build(source, owner), lambda owner: builder.link_notebooks(readme, owner)):
+            with pytest.raises(
+                ValueError, match="^REPOSITORY in .* is .*; it is an owner and a name on GitHub. Write it"
+            ):
+                make(wrong)
+    for right in ("", "ada/grpo-kit", "A-1/k_i.t", "ada/ada.github.io"):
+        builder.require_repository(right)
+    written = []
+    monkeypatch.setattr(type(ROOT), "write_text", lambda path, *_, **__: written.append(path))
+    monkeypatch.setattr(builder.link_notebooks, "__defaults__", ("ada",))
+    with pytest.raises(SystemExit) as ended:
+        builder.main()
+    assert (ended.value.code, written) == (2, []) and capsys.readouterr().err.startswith("error: REPOSITORY in ")
+
+
 def test_the_workflow_of_the_pages_builds_and_serves_the_gallery():
     import yaml
 
