@@ -112,7 +112,7 @@ def _check_method(fields: dict[str, Any]) -> list[Finding]:
     if kind is None or (isinstance(kind, str) and kind.upper() == "LORA"):
         what = f"peft_type is {_quote(kind)}; PEFT needs LORA."
         return [Finding("peft-type-missing", WARNING, what, IGNORES, 'Write "LORA".')]
-    what = f"peft_type is {_quote(kind)}; the scorer loads only LoRA."
+    what = f"peft_type is {_quote(kind)}; a LoRA has LORA."
     does = f"{IGNORES} It loads the file's LoRA pairs and fails on other tensors."
     return [Finding("peft-type", WARNING, what, does, 'Write "LORA" if that is what was trained.')]
 
@@ -120,7 +120,7 @@ def _check_method(fields: dict[str, Any]) -> list[Finding]:
 def _check_rank(fields: dict[str, Any]) -> list[Finding]:
     r = fields.get("r")
     if not is_rank(r):
-        what = f"r is {_quote(r)}; a rank is a whole number above 0, and the scorer takes up to {MAX_LORA_RANK}."
+        what = f"r is {_quote(r)}; a rank is a whole number from 1 to {LARGEST_RANK:,}."
         loads = isinstance(r, int | float) and r != 0 and not r > MAX_LORA_RANK
         does = "vLLM loads it and scales by lora_alpha / r: it scores another update than the trained one."
         does = does if loads else REJECTS
@@ -210,7 +210,7 @@ def _check_extras(fields: dict[str, Any]) -> list[Finding]:
     ):
         value = fields.get(field)
         if value not in (None, "none") if field == "bias" else value:
-            what = f"{field} is {_quote(value)}; the scorer loads only LoRA pairs."
+            what = f"{field} is {_quote(value)}; an adapter of LoRA pairs alone has no such thing."
             findings.append(Finding(code, severity, what, does, remedy))
     if "bias" in fields and fields["bias"] is None:
         what, remedy = "bias is null; the scorer takes only the text none.", "grpo-kit package writes it."

@@ -83,15 +83,14 @@ def read_pairs(
     if num_frozen:
         notes.append(f"{num_frozen} frozen base weights, which PEFT saves with a LoRA on them, were left out")
     if num_multi_token:
-        notes.append(
-            f"{num_multi_token} tensors of multi-token prediction (mtp), which the scorer skips, were left out"
-        )
+        notes.append(f"{num_multi_token} tensors of multi-token prediction (mtp), which no answer needs, were left out")
     if reader.num_empty:
         notes.append(f"{reader.num_empty} empty pairs (w3) were left out")
     if reader.num_flat:
-        trainer = "PEFT" if layout == "rank-first" else "Unsloth"
+        trainer, other = ("PEFT", STACKED[2]) if layout == "rank-first" else ("Unsloth", STACKED[1])
         notes.append(
-            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} writes them; --stacked changes that"
+            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} writes them; `grpo-kit package "
+            f"--stacked {other}` reads them the other way"
         )
     return reader.pairs, notes
 
@@ -109,7 +108,7 @@ def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], in
                 num_frozen += 1
                 continue
             raise ValueError(
-                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair on a linear layer. The kit packs "
+                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair on a linear layer. The kit reads "
                 "only such pairs, no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train "
                 "without them."
             )
@@ -163,8 +162,7 @@ class _Reader:
             self._in_proj_halves.setdefault(f"{parent}.in_proj", {})[leaf] = self._plain_pair(name, keys, *shapes)
         else:
             raise ValueError(
-                f"{self.adapter.path} has a LoRA on {saved[:120]}, and the base has no such matrix; the scorer cannot "
-                f"load it. {_CHECK_BASE}"
+                f"{self.adapter.path} has a LoRA on {saved[:120]}, and the base has no such matrix. {_CHECK_BASE}"
             )
 
     def finish(self) -> None:

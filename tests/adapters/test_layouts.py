@@ -295,7 +295,11 @@ def test_an_adapter_in_another_layout_or_with_other_names_gives_the_same_logits(
 def test_a_stack_read_in_the_wrong_order_gives_other_logits(train_adapter, pack, tmp_path):
     """The test above can fail: an order that other tools accept silently gives logits that are far off."""
     folder, original = train_adapter(target_parameters=EXPERTS)
-    path, *_ = pack(folder, stacked="expert-first")
+    path, *_, notes = pack(folder, stacked="expert-first")
+    assert any(
+        "were read expert-first, as Unsloth writes them; `grpo-kit package --stacked rank-first` reads" in note
+        for note in notes
+    )
     assert (logits_of_zip(path, tmp_path) - original).abs().max() > 1e-2
 
 
@@ -320,7 +324,7 @@ def test_multi_token_prediction_is_left_out_and_never_taken_for_a_layer_of_the_b
     _, _, tensors, notes = pack(rewrite_adapter(folder, tmp_path / "b", lambda tensors: tensors | extra))
     assert {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors} == {"q_proj"}
     assert any(
-        note.endswith("2 tensors of multi-token prediction (mtp), which the scorer skips, were left out")
+        note.endswith("2 tensors of multi-token prediction (mtp), which no answer needs, were left out")
         for note in notes
     )
 

@@ -105,7 +105,7 @@ def change_adapter(folder, change_config=None, change_tensors=None):
 @pytest.mark.parametrize(
     ("change_config", "change_tensors", "match"),
     [
-        ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; the scorer loads only LoRA"),
+        ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; a LoRA has LORA"),
         ({"target_modules": ".*"}, None, "not a list of names"),  # a regular expression from outside
         ({"rank_pattern": {"(a+)+b": 2}}, None, "are not evaluated"),
         (None, lambda t: dict(list(t.items())[1:]), "without its other half"),

@@ -289,7 +289,7 @@ def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
         (
             {"model.layers.2.mixer.q_proj": (128, 128)},
             {"use_dora": True},
-            "use_dora is True; the scorer loads only LoRA pairs",
+            "use_dora is True; an adapter of LoRA pairs alone has no such thing",
         ),
         ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "bias is 'all'"),
         ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "peft_type is 'LOHA'"),

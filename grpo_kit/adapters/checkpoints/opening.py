@@ -61,9 +61,7 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
             return Difference(place, find_base_folder(str(EMBEDDED.get(recognize_base(base), base))))
     if list(folder.glob("adapter_model.*")):
         return AdapterFolder(folder)  # which says what is missing
-    state = (
-        "holds nothing that can be packed" if folder.is_dir() else "is no folder" if folder.exists() else "is missing"
-    )
+    state = "holds no adapter" if folder.is_dir() else "is no folder" if folder.exists() else "is missing"
     raise FileNotFoundError(
         f"{folder} {state}. Give a folder with an adapter ({CONFIG_FILE} and {TENSORS_FILE}), a step of verl "
         "(model_world_size_*.pt) or NeMo-RL (.metadata), or a merged model (model.safetensors). Other pickles, such as "

@@ -392,10 +392,10 @@ def a_folder_with(name):
     ("make", "state"),
     [
         (lambda path: None, "is missing"),
-        (lambda path: path.mkdir(), "holds nothing that can be packed"),
+        (lambda path: path.mkdir(), "holds no adapter"),
         (lambda path: path.write_bytes(b"PK"), "is no folder"),
-        (a_folder_with("pytorch_model.bin"), "holds nothing that can be packed"),
-        (a_folder_with("model_world_size_0_rank_0.pt"), "holds nothing that can be packed"),
+        (a_folder_with("pytorch_model.bin"), "holds no adapter"),
+        (a_folder_with("model_world_size_0_rank_0.pt"), "holds no adapter"),
     ],
 )
 def test_another_folder_is_told_what_is_accepted(tmp_path, make, state):
