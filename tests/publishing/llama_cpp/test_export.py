@@ -206,10 +206,6 @@ def change_a_byte(model):
     path.write_bytes(data)
 
 
-def change_lost(record, value):
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"lost": value}))
-
-
 CHANGES = [
     change_a_byte,
     lambda model: (model / "model.safetensors").unlink(),
@@ -218,11 +214,6 @@ CHANGES = [
     lambda model: (model / "more.json").write_text("{}"),
     lambda model: shutil.rmtree(model),
     lambda model: (model.parent / "export.json").unlink(),
-    lambda model: (model.parent / "export.json").write_text("[" * 100_000),
-    lambda model: change_lost(model.parent / "export.json", None),
-    lambda model: change_lost(model.parent / "export.json", float("nan")),
-    lambda model: change_lost(model.parent / "export.json", 10**400),
-    lambda model: (model.parent / "export.json").write_text('{"made_of": {}, "files": {"../x": [1, "y"]}}'),
 ]
 
 
