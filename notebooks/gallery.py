@@ -34,6 +34,7 @@ from screens import find_browser, write_screens
 FOLDER = Path(__file__).resolve().parent
 IN_THE_END = "The board as it was in the end; in a notebook it has a button to stop"
 WIDE = 800  # pixels; on a phone a wider picture scrolls sideways, to be readable, and others shrink
+SMALLER, LONGEST = 0.68, 860  # how much smaller it is then, and its greatest width in pixels
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 INSTALL = "#@title Install"
 BADGE = r'<a href="(https://(?:colab\.research|kaggle)[^"]+)"[^>]*><img [^>]*alt="([^"]+)"[^>]*/?></a>'
@@ -93,7 +94,8 @@ def fit_narrow_screens(page: str) -> str:
 
     def mark(match: re.Match[str]) -> str:
         width = int.from_bytes(base64.b64decode(match[2])[16:20])  # the header of a PNG file
-        return f"<img data-wide {match[1]}{match[2]}" if width > WIDE else match[0]
+        narrow = min(round(SMALLER * width), LONGEST)
+        return f'<img data-wide style="--narrow:{narrow}px" {match[1]}{match[2]}' if width > WIDE else match[0]
 
     page = re.sub(r'<img ([^>]*?src="data:image/png;base64,)([^"]{48})', mark, page)
     page = page.replace('alt="No description has been provided for this image"', 'alt="a chart"')

@@ -13,7 +13,7 @@ from typing import Any
 from pictures import reduce_colors
 from PIL import Image
 
-WIDTHS = {1280: 1900, 390: 1688}  # pixels: {width of the page: the most that a picture is high}
+WIDTHS = (1280, 390)  # pixels
 # What the first and the last cell of a notebook's main result call; the picture ends below what should be seen there.
 MAIN = {
     "00_quickstart": ("board.during(", "compare(run)"),
@@ -86,18 +86,12 @@ def write_screens(gallery: Path, target: Path, profile: Path) -> None:
     driver = open_browser(profile)
     try:
         for name, (first, last) in MAIN.items():
-            for width, most in WIDTHS.items():
+            for width in WIDTHS:
                 open_page(driver, gallery / f"{name}.html", width)
                 span = driver.execute_script(SPAN, first, last)
                 if span is None:
                     raise ValueError(f"{name} has no cell with {first!r}, followed by one with {last!r}; see MAIN.")
-                clip = {
-                    "x": 0,
-                    "y": span[0] - 8,
-                    "width": width,
-                    "height": min(span[1] - span[0] + 12, most),
-                    "scale": 1,
-                }
+                clip = {"x": 0, "y": span[0] - 8, "width": width, "height": span[1] - span[0] + 12, "scale": 1}
                 shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
                 picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
                 reduce_colors(picture).save(target / f"{name}_{width}.png", optimize=True)
