@@ -463,8 +463,8 @@ def test_an_engine_with_one_reward_for_all_rows_refuses_several_environments(mix
 
 @pytest.mark.parametrize("engine", ["nemo-rl", "verl", "trl"])
 def test_no_engine_is_recommended_for_a_run_with_tools(engine, tmp_path):
-    nothing, environments = lambda *_: None, lambda: ["math", "documents", "office"]
-    run = SimpleNamespace(require_stage=nothing, require_trained=nothing, environments=environments)
+    nothing, environments, stages = lambda *_: None, lambda: ["math", "documents", "office"], lambda: {"train": {}}
+    run = SimpleNamespace(require_stage=nothing, require_trained=nothing, environments=environments, stages=stages)
     with pytest.raises(ValueError, match="'office', which no engine can judge: NeMo-Gym has servers for math, "):
         export._check(run, tmp_path / "bundle", engine)
 
