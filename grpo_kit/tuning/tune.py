@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
-from grpo_kit.config.arguments import as_texts
+from grpo_kit.config.arguments import as_texts, require_type
 from grpo_kit.evaluation.judge.check import list_judges, require_checked
 from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
@@ -91,6 +91,8 @@ def tune(
         ['lora.r=16']
     """
     require_config_and_run(config, run)
+    for name, value in (("trials", trials), ("steps", steps), ("every", 1 if every is None else every)):
+        require_type(name, value, int, "a whole number", f"Write {name}=12.")
     every = min(5, steps) if every is None else every
     run.require_stage("data", "grpo-kit data")
     if trials < 1 or steps < 1 or not 1 <= every <= steps:

@@ -304,3 +304,10 @@ def test_a_search_without_a_setting_is_refused_before_it_begins(run, axes):
     with pytest.raises(ValueError, match="No setting is given, so there is nothing to search"):
         tune.tune(chosen, run, axes)
     assert not (run.path / "tune").exists()
+
+
+@pytest.mark.parametrize("numbers", [{"trials": "8"}, {"trials": 2.5}, {"steps": None}, {"every": "4"}])
+def test_a_number_of_another_type_is_refused_by_its_name(tmp_path, numbers):
+    (name, value), chosen = *numbers.items(), config.load_config(["tiny"])
+    with pytest.raises(TypeError, match=rf"^{name} is {value!r}; it must be a whole number\. Write {name}="):
+        tune.tune(chosen, find_run("r", tmp_path), "lora.r=[4,8]", **numbers)
