@@ -59,7 +59,17 @@ class Measured(NamedTuple):
     @property
     def label(self) -> str:
         """`before training`, `after GRPO`."""
-        return f"after {METHODS[self.stage]}" if self.stage else "before training"
+        return name_measurement(self.stage)
+
+
+def name_measurement(stage: str) -> str:
+    """What a measurement after a stage that trains is called; "" is the untrained policy.
+
+    Example:
+        >>> name_measurement(""), name_measurement("train")
+        ('before training', 'after GRPO')
+    """
+    return f"after {METHODS[stage]}" if stage else "before training"
 
 
 def read_sources(run: Run) -> list[Source]:
@@ -97,6 +107,27 @@ def read_sources(run: Run) -> list[Source]:
     return found
 
 
+def list_measurements(run: Run) -> list[tuple[str, str, str]]:
+    """The recorded measurements, the untrained policy's first.
+
+    Returns:
+        (the stage that trains, the measurement's name, why it does not hold any more or "") of each.
+    """
+    records, found = run.stages(), []
+    manifest = run.manifest.relative_to(run.path).as_posix()
+    for stage, name in [("", "before"), *((stage, MEASURED[stage]) for stage in run.trained_stages())]:
+        if name not in records:
+            continue
+        read, reason = records[name]["read"], ""
+        adapter = run.stage_files(stage).adapter.relative_to(run.path).as_posix() if stage else None
+        if stage and read.get(adapter) != records[stage]["wrote"].get(adapter):
+            reason = "the adapter was trained again since"
+        elif read.get(manifest) != records["data"]["wrote"].get(manifest):
+            reason = "the rows were prepared again since"
+        found.append((stage, name, reason))
+    return found
+
+
 def read_measurements(run: Run) -> list[Measured]:
     """The measurements that hold for the adapters as they are, the untrained policy's first.
 
@@ -108,16 +139,8 @@ def read_measurements(run: Run) -> list[Measured]:
         ValueError: it is damaged.
     """
     records, found = run.stages(), []
-    manifest = run.manifest.relative_to(run.path).as_posix()
-    for stage, name in [("", "before"), *((stage, MEASURED[stage]) for stage in run.trained_stages())]:
-        if name not in records:
-            continue
-        read = records[name]["read"]
-        if stage:
-            adapter = run.stage_files(stage).adapter.relative_to(run.path).as_posix()
-            if read.get(adapter) != records[stage]["wrote"].get(adapter):
-                continue
-        if read.get(manifest) != records["data"]["wrote"].get(manifest):
+    for stage, name, outdated in list_measurements(run):
+        if outdated:
             continue
         run.require_stage(name, "grpo-kit evaluate")
         report, change = read_json(run.evaluation / f"{name}.json"), None

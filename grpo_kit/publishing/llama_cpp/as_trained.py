@@ -10,7 +10,7 @@ from grpo_kit.config import MATH, Policy, RunConfig
 from grpo_kit.config.load import keep_finished_settings
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.publishing.public_record import list_texts
-from grpo_kit.publishing.run_facts import METHODS, read_measurements
+from grpo_kit.publishing.run_facts import METHODS, list_measurements, name_measurement, read_measurements
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
@@ -64,6 +64,7 @@ class Training(NamedTuple):
         suffix: what stood behind a problem of math; None where it is not known.
         sampling: None where the record has none.
         measured: in the order of the stages.
+        left_out: {label of a measurement that does not hold any more: why}.
         remarks: sentences on prompts and figures that are otherwise.
     """
 
@@ -73,6 +74,7 @@ class Training(NamedTuple):
     suffix: str | None
     sampling: Sampling | None
     measured: list[Measurement]
+    left_out: dict[str, str]
     remarks: list[str]
 
 
@@ -103,9 +105,9 @@ def read_training(run: Run) -> Training:
                 "own words behind a problem."
             )
     reports = {stage: report for stage, _, report in found}
-    return Training(
-        config.policy, stages, system, suffix, _read_sampling(reports.get(last), records), measured, remarks
-    )
+    sampling = _read_sampling(reports.get(last), records)
+    left_out = {name_measurement(stage): reason for stage, _, reason in list_measurements(run) if reason}
+    return Training(config.policy, stages, system, suffix, sampling, measured, left_out, remarks)
 
 
 def name_weights(policy: Mapping[str, Any]) -> str:

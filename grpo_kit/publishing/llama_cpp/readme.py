@@ -11,7 +11,7 @@ from grpo_kit.publishing.base import HUB_ID
 from grpo_kit.publishing.escaping import inline, quote
 from grpo_kit.publishing.llama_cpp.as_trained import Training, name_weights
 from grpo_kit.publishing.llama_cpp.modelfile import count_context, list_limits, name_model
-from grpo_kit.publishing.run_facts import METHODS
+from grpo_kit.publishing.run_facts import METHODS, name_measurement
 
 LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 # Others' copies of a base in GGUF, which exist but were not looked into.
@@ -67,6 +67,7 @@ def describe_lora(about: About, digest: str) -> str:
     revision = f" --revision {shlex.quote(about.revision)}" if about.revision else ""
     is_on_hub = re.fullmatch(HUB_ID, about.base) and about.base not in base_models.EMBEDDED
     fetch = f"    hf download {about.base} --local-dir base{revision}\n" if is_on_hub else ""
+    where = "" if fetch else " Here `base` stands for the folder with the base's files."
     stages = about.training.stages if about.training else []
     by = f", trained with {' and '.join(METHODS[stage] for stage in stages)}" if stages else ""
     return f"""# {inline(about.name)}: a LoRA for llama.cpp and Ollama
@@ -77,13 +78,13 @@ Its sha256 is `{digest}`; `sha256sum -c SHA256SUMS` compares it and the other fi
 ## The prompt
 {_describe_prompt(about)}
 ## The base
-{made} one with llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`:
+{made} one with llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`.{where}
 
 {fetch}    python llama.cpp/convert_hf_to_gguf.py base --outfile base-bf16.gguf --outtype bf16
     llama-quantize base-bf16.gguf base-Q4_K_M.gguf Q4_K_M
 
 ## llama.cpp
-{_serve("base-Q4_K_M.gguf --lora adapter.gguf", about)}
+{_serve("base-Q4_K_M.gguf --lora adapter.gguf", about, "the base's")}
 `--lora-scaled adapter.gguf:0.5` in place of `--lora adapter.gguf` adds half of the update.
 
 ## Ollama
@@ -108,8 +109,10 @@ def describe_merged(about: About, nbytes: int, mtp: bool, lost: float) -> str:
     options, size = " --no-mtp" if mtp else "", format_size(nbytes)
     return f"""# {inline(about.name)}: the merged model
 
-`model/` is {_code(about.base)} with the LoRA added, in bf16 and under the published names ({size}). The error of
-rounding to bf16 is {lost:.1%} of the LoRA's update (Frobenius norms). `sha256sum -c SHA256SUMS` compares all files.
+`model/` is {_code(about.base)} with the LoRA added, under the published names ({size}). Its matrices are in bf16; what
+routers and state-space scans need in float32 (`A_log`, `D`, `dt_bias`, `gate.weight`, `e_score_correction_bias`) keeps
+the type that it has in the base. The error of rounding to bf16 is {lost:.1%} of the LoRA's update (Frobenius norms).
+`sha256sum -c SHA256SUMS` compares all files.
 
 ## The prompt
 {_describe_prompt(about)}
@@ -120,7 +123,7 @@ With llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirement
     llama-quantize merged-bf16.gguf merged-Q4_K_M.gguf Q4_K_M
 
 ## llama.cpp
-{_serve("merged-Q4_K_M.gguf", about)}
+{_serve("merged-Q4_K_M.gguf", about, "the merged")}
 ## Ollama
 The Modelfile expects `merged-Q4_K_M.gguf` beside it.
 
@@ -135,13 +138,25 @@ def describe_measurements(training: Training | None) -> str:
     if training is None:
         return "## Not measured\nThe adapter comes from elsewhere; the kit has no measurement of it.\n"
     trained = f"The adapter was trained over a base in {name_weights(training.policy.identity())}"
+    left_out = [f"The accuracy {label} is left out: {reason}." for label, reason in training.left_out.items()]
     if not training.measured:
-        return f"## Not measured\n{trained}, and no accuracy was measured.\n"
-    weights = " and ".join(dict.fromkeys(each.weights for each in training.measured))
+        none = f"{trained}." if left_out else f"{trained}, and no accuracy was measured."
+        return f"## {'No accuracy that still holds' if left_out else 'Not measured'}\n{' '.join([none, *left_out])}\n"
+    weights, last = " and ".join(dict.fromkeys(each.weights for each in training.measured)), training.stages[-1]
+    is_measured = training.measured[-1].label == name_measurement(last)
     lines = [
         f"## Measured over {weights} only",
         f"{trained} and measured over {weights}. Over a GGUF's weights it was not, and the accuracy may differ there.",
         "",
+    ]
+    if not is_measured:
+        lines = [
+            f"## Measured before {METHODS[last]} only",
+            f"{trained}. It is the one after {METHODS[last]}, of which there is no accuracy to show. These were "
+            f"measured before that, over {weights}.",
+            "",
+        ]
+    lines += [
         "| measured | base | prompt | temperature | accuracy | 95 % interval | problems |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -152,9 +167,7 @@ def describe_measurements(training: Training | None) -> str:
             f"| {each.label} | {each.weights} | {prompt} | {each.temperature:g} | {each.accuracy:.3f} | {low:.3f} to "
             f"{high:.3f} | {each.n} |"
         )
-    last = f"after {METHODS[training.stages[-1]]}"
-    if training.measured[-1].label != last:
-        lines += ["", f"The exported adapter, the one {last}, was **not measured**."]
+    lines += ["", *left_out] if left_out else []
     return "\n".join(lines) + "\n"
 
 
@@ -189,7 +202,7 @@ def _describe_prompt(about: About) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _serve(model: str, about: About) -> str:
+def _serve(model: str, about: About, whose: str) -> str:
     training, sampling = about.training, ""
     if training and training.sampling:
         used = training.sampling
@@ -202,7 +215,7 @@ def _serve(model: str, about: About) -> str:
         f"\n    llama-server -m {model} --jinja{sampling}{off}\n"
         "    curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"      -d {shlex.quote(body)}\n\n"
-        f"`--jinja` takes the chat template in the base's GGUF; Nemotron's prompt then ends {_ending(about.thinking)}"
+        f"`--jinja` takes the chat template in {whose} GGUF; Nemotron's prompt then ends {_ending(about.thinking)}"
         f"{', as in training' if training else ''}.\n{_describe_sampling(training)}\n"
     )
 

@@ -38,6 +38,7 @@ def test_a_run_without_words_of_its_own(trained):
     assert (found.system, found.suffix, found.stages, found.remarks) == ("", "", ["train"], [])
     assert found.policy.enable_thinking and not found.policy.load_in_4bit
     assert found.sampling == ("as it was measured", 1.0, 1.0, 0, 40)
+    assert found.left_out == {}
     labels = [(each.label, each.weights, each.thinking, each.n) for each in found.measured]
     assert labels == [("before training", "float32", True, 60), ("after GRPO", "float32", True, 60)]
 
@@ -100,6 +101,8 @@ def test_data_that_was_prepared_again_leaves_the_prompt_unknown(copy):
     edit(lambda stages: stages["data"]["wrote"].update({"data/manifest.json": "0" * 64}))
     found = as_trained.read_training(run)
     assert found.system is found.suffix is None and found.measured == []
+    reason = "the rows were prepared again since"
+    assert found.left_out == {"before training": reason, "after GRPO": reason}
     assert found.remarks == ["The run's data was prepared again since, so its record has no longer what it trained on."]
 
 
@@ -146,4 +149,12 @@ def test_an_adapter_that_was_not_measured_is_sampled_as_in_training(copy):
     edit(lambda stages: (stages.pop("after"), stages["train"]["settings"]["grpo"].update(temperature=0.9)))
     found = as_trained.read_training(run)
     assert found.sampling == ("as in training", 0.9, 1.0, 0, 40)
-    assert [each.label for each in found.measured] == ["before training"]
+    assert [each.label for each in found.measured] == ["before training"] and found.left_out == {}
+
+
+def test_an_adapter_that_was_trained_again_leaves_out_the_figures_of_the_earlier_one(copy):
+    run, edit = copy
+    edit(lambda stages: stages["after"]["read"].update(adapter="0" * 64))
+    found = as_trained.read_training(run)
+    assert found.sampling.when == "as in training" and [each.label for each in found.measured] == ["before training"]
+    assert found.left_out == {"after GRPO": "the adapter was trained again since"}

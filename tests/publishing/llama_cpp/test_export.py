@@ -313,7 +313,7 @@ def test_a_measurement_since_then_reaches_the_readme_of_a_merged_model(trained, 
     run.notes.write_text(json.dumps(record))
     readme = run.path / "export/merged/README.md"
     assert exporting.write_export(exporting.plan_export(run, "merged"))
-    assert "the one after GRPO, was **not measured**" in readme.read_text()
+    assert "the one after GRPO, of which there is no accuracy" in readme.read_text()
     run.notes.write_text(notes)
     monkeypatch.setattr(merging, "merge_adapter", lambda *_: pytest.fail("merged again"))
     assert exporting.write_export(exporting.plan_export(run, "merged")) == ["README.md", "SHA256SUMS"]

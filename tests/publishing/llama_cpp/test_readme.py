@@ -9,6 +9,7 @@ import pytest
 
 from grpo_kit.config import Policy
 from grpo_kit.nemotron import base_models
+from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 from grpo_kit.publishing.llama_cpp import readme
 from grpo_kit.publishing.llama_cpp.as_trained import Measurement, Sampling, Training
 
@@ -18,7 +19,14 @@ NF4 = Policy(model=base_models.PUBLISHED, dtype="float16", load_in_4bit=True)
 
 def about(base=base_models.PUBLISHED, revision=None, name="Mine", notes=(), **training):
     """What a README says of a run that was trained with SFT and GRPO in NF4, with changes."""
-    fields = {"policy": NF4, "stages": ["sft", "train"], "system": "", "suffix": "", "sampling": SAMPLING}
+    fields = {
+        "policy": NF4,
+        "stages": ["sft", "train"],
+        "system": "",
+        "suffix": "",
+        "sampling": SAMPLING,
+        "left_out": {},
+    }
     return readme.About(
         name, base, revision, Training(**(fields | {"measured": [], "remarks": []} | training)), list(notes)
     )
@@ -129,9 +137,37 @@ def test_the_figures_stand_with_the_weights_and_the_prompt_of_their_measurement(
 
 
 def test_figures_of_an_earlier_stage_are_not_those_of_the_adapter():
+    facts = about(measured=[measured("before training"), measured("after SFT")], left_out={"after GRPO": "it is old"})
+    lines = readme.describe_measurements(facts.training).splitlines()
+    assert lines[:2] == [
+        "## Measured before GRPO only",
+        "The adapter was trained over a base in NF4. It is the one after GRPO, of which there is no accuracy to show. "
+        "These were measured before that, over NF4.",
+    ]
+    assert lines[-3].startswith("| after SFT |") and lines[-1] == "The accuracy after GRPO is left out: it is old."
     text = readme.describe_measurements(about(measured=[measured("after SFT")]).training)
-    assert text.startswith("## Measured over NF4 only\n")
-    assert text.endswith("The exported adapter, the one after GRPO, was **not measured**.\n")
+    assert "measured over" not in text and "left out" not in text and "no accuracy to show" in text
+
+
+def test_figures_that_do_not_hold_any_more_are_not_said_to_be_missing():
+    text = readme.describe_measurements(
+        about(left_out={"before training": "it is old", "after GRPO": "so is it"}).training
+    )
+    assert text == (
+        "## No accuracy that still holds\nThe adapter was trained over a base in NF4. The accuracy before training is "
+        "left out: it is old. The accuracy after GRPO is left out: so is it.\n"
+    )
+
+
+def test_each_command_says_of_which_files_it_speaks():
+    lora, merged = readme.describe_lora(about(), "0" * 64), readme.describe_merged(about(), 1, False, 0.0)
+    assert "`--jinja` takes the chat template in the base's GGUF" in lora and "`base` stands for" not in lora
+    assert "`--jinja` takes the chat template in the merged GGUF" in merged
+    assert "Its matrices are in bf16; what\nrouters and state-space scans need in float32 (`A_log`, " in merged
+    for name in KEPT_IN_FLOAT32:
+        assert f"`{name.removeprefix('mixer.')}`" in merged
+    local = readme.describe_lora(about(base="mine"), "0" * 64)
+    assert "Here `base` stands for the folder with the base's files.\n\n    python llama.cpp/convert" in local
 
 
 def test_a_run_that_was_not_measured_says_over_what_it_was_trained():
