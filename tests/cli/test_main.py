@@ -47,6 +47,8 @@ def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(capsys):
     assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
     step({"step": 3, "seconds": 6.0, "host_share": 0.12, "experts_on_host": 0.3, "reliefs": ["was said already"]})
     assert "host 12% (30% of the experts)" in shown[2][2] and capsys.readouterr().err == ""
+    step({"step": 4, "seconds": 8.0, "reward": 0.6, "groups/with_gradient": 1.0, "groups/replaced": 0.5})
+    assert shown[3][2].endswith(", 88% after replacement") and "gradient 62%" in shown[3][2]  # a line may be short
 
 
 @pytest.mark.slow

@@ -40,12 +40,12 @@ def follow_training(steps: int, show: Callable[..., None]) -> Callable[[dict[str
         "right tokens": "{} of tokens right",
         "reward": "reward {}",
         "groups with a gradient": "gradient {}",
-        "after replacement": "{} after replacement",
         "cut off": "cut {}",
         "pairs learned": "pairs {}",
         "margin": "margin {}",
         "tokens a second": "{} tok/s",
         "rows to the host": "host {}",
+        "after replacement": "{} after replacement",
     }
 
     def on_step(row: dict[str, Any]) -> None:
