@@ -88,6 +88,11 @@ class Export(NamedTuple):
         return readme.About(self.name, self.base.label, self.base.revision, self.training, self.notes)
 
     @property
+    def places(self) -> list[str]:
+        """Places of this machine, which must not stand in what is passed on."""
+        return [str(place) for place in (Path.home(), Path.cwd(), *([self.run.root.absolute()] if self.run else []))]
+
+    @property
     def needed(self) -> int:
         """Bytes that the disk must have."""
         return self.nbytes + (1 << 20 if self.plan else merging.SPARE)
@@ -171,13 +176,15 @@ def write_export(export: Export, progress: Progress | None = None) -> list[str]:
     Raises:
         FileNotFoundError: the base's weights, which a merged model needs, are not on this machine.
         OSError: the disk has no room.
-        ValueError: the adapter changes nothing, or holds numbers that the file cannot have; a text holds a secret.
+        ValueError: the adapter changes nothing, or holds numbers that the file cannot have; a text holds a secret or a
+            place of this machine.
     """
     # The files are passed on.
     words = {"The adapter's name": export.name, "The base's name": export.base.label}
+    words["policy.revision"] = export.base.revision or ""
     if told := export.training:
         words |= {"data.system_prompt": told.system or "", "data.prompt_suffix": told.suffix or ""}
-    refuse_secrets((), words=words)
+    refuse_secrets((), export.places, words=words)
     with export.run.lock("export") if export.run else nullcontext():
         if export.plan:
             _require_room(export)
@@ -241,6 +248,7 @@ def _write_texts(export: Export, folder: Path, text: str, model: dict[str, str],
     texts = {"Modelfile": make_modelfile(model, thinking, system, sampling, context), "README.md": text}
     digests = digests | {name: _digest(content) for name, content in texts.items()}
     texts[SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    refuse_secrets((), export.places, words=texts)
     changed = {name: content for name, content in texts.items() if hash_of(folder / name) != _digest(content)}
     for name, content in changed.items():
         write_text(folder / name, content)

@@ -329,6 +329,24 @@ def test_a_secret_in_the_words_of_a_run_is_not_passed_on(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("to", exporting.FORMS)
+def test_a_secret_or_a_place_in_a_text_that_is_written_is_not_passed_on(trained, tmp_path, to):
+    """Whatever led to it, as a remark may; where a setting led to it, that is named, and nothing is merged before."""
+    planned = exporting.plan_export(trained[1], to, out=tmp_path / "out")
+    for said, what in (
+        ("read by glpat-" + "aB3" * 8, "a token of GitLab"),
+        (f"read from {trained[1].root.absolute()}/x", "the path of a folder of this machine"),
+    ):
+        with pytest.raises(ValueError, match=f"^README.md holds {what}, and would become public"):
+            exporting.write_export(planned._replace(notes=[said]))
+        assert not (tmp_path / "out").exists()
+    words = planned.training._replace(suffix=f" as in {trained[1].root.absolute()}")
+    with pytest.raises(ValueError, match="^data.prompt_suffix holds the path of a folder of this machine"):
+        exporting.write_export(planned._replace(training=words))
+    with pytest.raises(ValueError, match="^policy.revision holds a token of Hugging Face"):
+        exporting.write_export(planned._replace(base=planned.base._replace(revision="at_hf_" + "aB3" * 12)))
+
+
 def test_the_words_of_a_run_reach_the_modelfile(trained, tmp_path):
     planned = exporting.plan_export(trained[1], "gguf-lora", out=tmp_path / "out")
     assert planned.notes == []  # the template was compared
