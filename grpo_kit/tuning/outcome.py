@@ -17,6 +17,16 @@ def finished_trials(study: Any) -> list[Any]:
     return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
 
 
+def number_of(trial: Any) -> int:
+    """A trial's number in its folder and in tables. A trial that is made again keeps it; Optuna counts it anew."""
+    return trial.user_attrs.get("number", trial.number)
+
+
+def next_number(study: Any) -> int:
+    """The number of the trial that is made next."""
+    return max(map(number_of, finished_trials(study)), default=-1) + 1
+
+
 def save_result(study: Any, run: Run) -> dict[str, Any]:
     """Write `tune.json`, and return what it holds."""
     rows = []
@@ -24,7 +34,7 @@ def save_result(study: Any, run: Run) -> dict[str, Any]:
         scores = [s for s in trial.user_attrs.get("scores", {}).values() if s is not None]
         rows.append(
             {
-                "trial": trial.number, "state": trial.state.name.lower(), "own": bool(trial.user_attrs.get("own")),
+                "trial": number_of(trial), "state": trial.state.name.lower(), "own": bool(trial.user_attrs.get("own")),
                 "overrides": trial.user_attrs.get("overrides", []), "step": max(trial.intermediate_values, default=0),
                 "accuracy": sum(scores) / len(scores) if scores else None,
                 "ci95": list(mean_interval(scores)) if scores else None,
@@ -32,7 +42,8 @@ def save_result(study: Any, run: Run) -> dict[str, Any]:
                 "seconds": round(trial.duration.total_seconds(), 1),
             }
         )  # fmt: skip
-    rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
+    # Accuracies that differ by no more than rounding are equal, and then the earlier trial is the better one.
+    rows.sort(key=lambda row: (row["state"] != "complete", -round(row["accuracy"] or 0, 9)))
     result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
     write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
     return result
@@ -54,7 +65,7 @@ def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
         return "The run's own values are not in the search space, so there is nothing to compare the best trial with."
     if own is best:
         return "No trial did better than the run's own values."
-    scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
+    scores = {number_of(trial): trial.user_attrs.get("scores", {}) for trial in finished_trials(study)}
     comparison = compare_scores(
         scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
     )

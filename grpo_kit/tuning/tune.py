@@ -31,7 +31,7 @@ from grpo_kit.runs.records import list_changed_settings
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train
-from grpo_kit.tuning.outcome import draw_result, finished_trials, save_result
+from grpo_kit.tuning.outcome import draw_result, finished_trials, next_number, save_result
 from grpo_kit.tuning.space import Axis, parse_search
 from grpo_kit.tuning.study import describe_damage, name_study, study_address
 
@@ -184,13 +184,14 @@ def _run_trial(
     overrides = [f"{key}={axis.suggest(trial, key)}" for key, axis in axes.items()]
     settings = _override(config, overrides)
     trial.set_user_attr("overrides", overrides)
+    trial.set_user_attr("number", number := next_number(trial.study))
     verifier, rows = make_verifier(settings, run.environments()), read_lines(run.data_file("val"))
     own = trial.user_attrs.get("own", False)
     measurements: list[dict[str, float | None]] = []
 
     def on_step(row: dict[str, Any]) -> None:
         step = row["step"]
-        activity.announce(f"trial {trial.number}, step {step} of {steps}")
+        activity.announce(f"trial {number}, step {step} of {steps}")
         if step < steps and should_stop():
             raise _Stopped
         if step % every and step != steps:
@@ -208,7 +209,7 @@ def _run_trial(
 
     rewards = [load_reward(spec) for spec in settings.grpo.reward_funcs]
     try:
-        trainer = train.make_trainer(settings, Trial(run, trial.number), rewards, on_step)
+        trainer = train.make_trainer(settings, Trial(run, number), rewards, on_step)
         trainer.train()
     except torch.OutOfMemoryError:
         trial.set_user_attr("no_room", True)

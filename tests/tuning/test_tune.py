@@ -119,6 +119,7 @@ def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_c
     assert trained_with[0] == 0.001  # the run's own comes first
     assert len(result["trials"]) == 14 and 0.005 < best < 0.02
     assert result["words"].startswith("The difference is real: ") and "best of 14" in result["words"]
+    assert f"with trial {result['best']['trial']} than" in result["words"]
     best_first = [row["accuracy"] for row in result["trials"] if row["state"] == "complete"]
     assert best_first == sorted(best_first, reverse=True) and best_first[0] > 0.8
     pruned = [row for row in result["trials"] if row["state"] == "pruned"]  # below the median on the way
@@ -176,6 +177,7 @@ def test_a_stopped_search_keeps_its_trials_and_makes_the_trial_it_was_in_again(r
     assert capfd.readouterr().err == ""  # no traceback of the trial that was given up
     rest = search(run, LR, trials=3)
     assert trained_with[3] == trained_with[2] and len(trained_with) == 4 and len(rest["trials"]) == 3
+    assert sorted(row["trial"] for row in rest["trials"]) == [0, 1, 2]  # made again under its number
     assert search(run, LR, trials=3, should_stop=lambda: True) == rest  # it was done already
 
 
@@ -209,6 +211,7 @@ def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
     tried = optuna.load_study(study_name="r", storage=f"sqlite:///{run.path}/tune/study.db").trials
     assert [t.state.name for t in tried] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert tried[3].params == tried[2].params and len(result["trials"]) == 4
+    assert sorted(row["trial"] for row in result["trials"]) == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
