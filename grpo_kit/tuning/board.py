@@ -119,7 +119,7 @@ class SearchBoard:
             result = read_json(path) if path.is_file() else None
             figures = self._summarise(result)
             if result != self.result:
-                self.table.value = str(templates.render_trials(result, SHOWN)) if result else ""
+                self.table.value = str(templates.render_trials(result, SHOWN)) if result and result["trials"] else ""
             self.result = result
         except Exception as error:  # a table that cannot be drawn must not end a search
             self.head.value = f"<b>The board cannot be drawn.</b> {escape(show_controls(reword(str(error))))}"

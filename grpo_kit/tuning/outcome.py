@@ -11,6 +11,11 @@ from grpo_kit.runs.run import Run
 from grpo_kit.tuning.report import draw_trials
 from grpo_kit.tuning.space import Axis
 
+NO_TRIAL = (
+    "The search was stopped before its first trial ended, so there is nothing to show. Run it again: it begins with "
+    "this trial."
+)
+
 
 def finished_trials(study: Any) -> list[Any]:
     """Trials that need no more work: complete, stopped early, or out of memory."""
@@ -44,7 +49,10 @@ def save_result(study: Any, run: Run) -> dict[str, Any]:
         )  # fmt: skip
     # Accuracies that differ by no more than rounding are equal, and then the earlier trial is the better one.
     rows.sort(key=lambda row: (row["state"] != "complete", -round(row["accuracy"] or 0, 9)))
-    result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
+    if rows:
+        result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
+    else:
+        result = {"trials": [], "best": {"overrides": [], "accuracy": None}, "words": NO_TRIAL}
     write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
     return result
 

@@ -75,12 +75,12 @@ def tune(
     Returns:
         What `tune/tune.json` holds: `trials`, the best first, each with its `overrides`, its `accuracy` in [0, 1] and
         the 95 % interval `ci95`; the `best` of them; and `words`, which compares it with the run's own settings.
-        `tune/tune.png` shows the trials. The file is renewed after each trial, the picture at the end.
+        `tune/tune.png` shows the trials. The file is renewed after each trial, the picture at the end. A search that
+        was stopped before its first trial ended has no trials, and its best no overrides.
 
     Raises:
         ValueError: a setting that cannot be searched, numbers that do not fit, a run without validation rows, or a
             search that was started with different settings.
-        RuntimeError: the search was stopped before its first trial ended.
         FileNotFoundError: the run has no data.
         TypeError: an argument has another type.
 
@@ -162,11 +162,6 @@ def _search(
             catch=(torch.OutOfMemoryError, _Stopped),
         )  # fmt: skip
         torch.cuda.empty_cache()
-    if not done:
-        raise RuntimeError(
-            "The search was stopped before its first trial ended, so there is nothing to show. Run it again: it begins "
-            "with this trial."
-        )
     return draw_result(study, run, axes)
 
 

@@ -39,3 +39,9 @@ def test_a_trial_that_was_made_again_is_named_by_the_number_of_its_folder(tmp_pa
     assert outcome.next_number(SimpleNamespace(trials=trials)) == 2
     earlier = SimpleNamespace(trials=[trial(0, (1.0, 1.0, 1.0)), trial(3, (1.0, 1.0, 1.0))])  # of a kit before this one
     assert outcome.next_number(earlier) == 4  # no folder is used twice
+
+
+def test_a_search_without_a_trial_has_a_sentence(tmp_path):
+    result = save(tmp_path)
+    assert (result["trials"], result["best"]) == ([], {"overrides": [], "accuracy": None})
+    assert result["words"].startswith("The search was stopped before its first trial ended")

@@ -19,7 +19,9 @@ from rich.console import Console
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.display.notebook_output import show_trials
 from grpo_kit.display.terminal import accuracies
+from grpo_kit.notebook import show_effects, show_optuna
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -183,9 +185,12 @@ def test_a_stopped_search_keeps_its_trials_and_makes_the_trial_it_was_in_again(r
 
 @pytest.mark.slow
 def test_a_search_that_is_stopped_before_its_first_trial_ends_says_so_and_begins_with_the_runs_own(run, trained_with):
-    with pytest.raises(RuntimeError, match="before its first trial ended"):
-        search(run, LR, trials=3, should_stop=lambda: len(trained_with) > 0)
-    assert not (run.path / "tune/tune.json").exists() and trained_with == [0.001]
+    result = search(run, LR, trials=3, should_stop=lambda: len(trained_with) > 0)  # no error: a person asked for it
+    assert (result["trials"], result["best"]["overrides"]) == ([], []) and trained_with == [0.001]
+    assert "stopped before its first trial ended" in result["words"] and "Run it again" in result["words"]
+    show_trials(result)  # the cells that follow in the notebook
+    show_optuna(run)
+    show_effects(result, run)
     assert [row["own"] for row in search(run, LR, trials=1)["trials"]] == [True] and trained_with == [0.001] * 2
 
 
