@@ -50,7 +50,7 @@ def save_result(study: Any, run: Run) -> dict[str, Any]:
     # Accuracies that differ by no more than rounding are equal, and then the earlier trial is the better one.
     rows.sort(key=lambda row: (row["state"] != "complete", -round(row["accuracy"] or 0, 9)))
     if rows:
-        result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
+        result = {"trials": rows, "best": rows[0], "words": f"{_compare_with_own(study, rows)}{_describe_steps(rows)}"}
     else:
         result = {"trials": [], "best": {"overrides": [], "accuracy": None}, "words": NO_TRIAL}
     write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
@@ -79,3 +79,16 @@ def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
     )
     caution = f"It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
     return f"{comparison['words']} {caution}"
+
+
+def _describe_steps(rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence on trials that were stopped early, whose accuracies stand beside those of later steps; or nothing."""
+    full, early = ([row for row in rows if row["state"] == state and row["curve"]] for state in ("complete", "pruned"))
+    if not full or not early:
+        return ""
+    *steps, last = (f"{step}" for step, _ in full[0]["curve"][len(full[0]["curve"]) // 2 :])
+    means = f"means over steps {', '.join(steps)} and {last}" if steps else f"those at step {last}"
+    return (
+        f" The accuracies are {means}. A trial that was stopped early has that of its own last steps, which cannot be "
+        "compared with them."
+    )

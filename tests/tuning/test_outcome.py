@@ -1,4 +1,4 @@
-"""What a search's table says: its order, and numbers that stay."""
+"""What a search's table says: its order, numbers that stay, and accuracies of which steps stand beside each other."""
 
 import json
 from datetime import timedelta
@@ -39,6 +39,15 @@ def test_a_trial_that_was_made_again_is_named_by_the_number_of_its_folder(tmp_pa
     assert outcome.next_number(SimpleNamespace(trials=trials)) == 2
     earlier = SimpleNamespace(trials=[trial(0, (1.0, 1.0, 1.0)), trial(3, (1.0, 1.0, 1.0))])  # of a kit before this one
     assert outcome.next_number(earlier) == 4  # no folder is used twice
+
+
+def test_accuracies_of_other_steps_are_said_to_be_of_others(tmp_path):
+    own, early = trial(0, (1.0, 1.0, 1.0), own=True), trial(1, (0.0, 0.0, 0.0), "PRUNED", (4,))
+    last = " A trial that was stopped early has that of its own last steps, which cannot be compared with them."
+    assert save(tmp_path, own, early)["words"].endswith(f" The accuracies are means over steps 8 and 12.{last}")
+    assert "The accuracies" not in save(tmp_path, own, trial(1, (0.0, 0.0, 0.0)))["words"]
+    once = trial(0, (1.0, 1.0, 1.0), steps=(3,), own=True)
+    assert save(tmp_path, once, early)["words"].endswith(f" The accuracies are those at step 3.{last}")
 
 
 def test_a_search_without_a_trial_has_a_sentence(tmp_path):

@@ -122,6 +122,10 @@ def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_c
     assert len(result["trials"]) == 14 and 0.005 < best < 0.02
     assert result["words"].startswith("The difference is real: ") and "best of 14" in result["words"]
     assert f"with trial {result['best']['trial']} than" in result["words"]
+    assert result["words"].endswith(
+        " The accuracies are means over steps 3 and 4. A trial that was stopped early has that of its own last steps, "
+        "which cannot be compared with them."
+    )
     best_first = [row["accuracy"] for row in result["trials"] if row["state"] == "complete"]
     assert best_first == sorted(best_first, reverse=True) and best_first[0] > 0.8
     pruned = [row for row in result["trials"] if row["state"] == "pruned"]  # below the median on the way
