@@ -115,6 +115,8 @@ def describe_effects(result: Mapping[str, Any], seed: int = 0) -> list[str]:
 def _describe_effect(values: Sequence[str], accuracies: Sequence[float], step: int, seed: int) -> str:
     from scipy import stats
 
+    if len(values) == 1:
+        return "a single trial shows nothing."
     if len(set(values)) < 2 or len(set(accuracies)) < 2:
         return f"the {len(values)} trials do not differ, so they show nothing."
     # Both measures depend on ranks alone, so random orders of the ranks are enough.

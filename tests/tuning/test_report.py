@@ -98,13 +98,18 @@ def test_a_categorical_setting_is_compared_by_its_values():
         result_of(3, lambda i: i / 10, rate=lambda i: i),  # three points in a row come by chance once in three times
         result_of(8, lambda i: 0.5, rate=lambda i: i),  # equal accuracies
         result_of(8, lambda i: i / 10, rate=lambda i: 3),  # one value
-        result_of(1, lambda i: 0.5, rate=lambda i: 3),
     ],
 )
 def test_few_or_equal_trials_show_no_effect(result):
     sentences = report.describe_effects(result)
     assert len(sentences) == 1
     assert "no effect is shown" in sentences[0] or "they show nothing" in sentences[0]
+
+
+def test_one_trial_is_not_spoken_of_as_several():
+    assert report.describe_effects(result_of(1, lambda i: 0.5, rate=lambda i: 3)) == [
+        "rate: a single trial shows nothing."
+    ]
 
 
 def test_random_trials_show_an_effect_at_most_once_in_twenty():
