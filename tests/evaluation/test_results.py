@@ -77,6 +77,8 @@ def test_groups_are_compared_on_their_own_problems(capsys):
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in output and "family plus 0.000 1.000 +1.000" in output
     assert output.endswith("It is so.")
+    print_comparison(comparison | {"difference": -1e-17, "difference_ci95": [-0.0003, 0.037]}, Run(Path("runs"), "r"))
+    assert "+0.000 -0.0003 to +0.037" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():

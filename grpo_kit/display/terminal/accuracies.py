@@ -11,6 +11,7 @@ from grpo_kit.display.console import INDENT, out, print_next
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import format_change
 
 
 def print_measurement(report: dict[str, Any]) -> None:
@@ -54,13 +55,13 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
     for kind, groups in report["by"].items():
         comparisons += [(f"{kind} {name}", group) for name, group in groups.items()]
     for name, part in comparisons:
-        values = (f"{part['before']:.3f}", f"{part['after']:.3f}", f"{part['difference']:+.3f}")
-        table.add_row(escape(name), *values, _interval(part["difference_ci95"], "+"), str(part["n"]))
+        values = (f"{part['before']:.3f}", f"{part['after']:.3f}", format_change(part["difference"], 3))
+        table.add_row(escape(name), *values, _change_interval(part["difference_ci95"]), str(part["n"]))
     for name, old in report["before"]["measures"].items():
         new = report["after"]["measures"].get(name)
         if new and name != "pass@1":
             change = new["value"] - old["value"]
-            table.add_row(name, f"{old['value']:.3f}", f"{new['value']:.3f}", f"{change:+.3f}", "", "")
+            table.add_row(name, f"{old['value']:.3f}", f"{new['value']:.3f}", format_change(change, 3), "", "")
     out.print(table)
     if len(report.get("stages", [])) > 2:
         print_stages(report["stages"])
@@ -83,7 +84,7 @@ def print_stages(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         change = ("", "")
         if "difference" in row:
-            change = (f"{row['difference']:+.3f}", _interval(row["difference_ci95"], "+"))
+            change = (format_change(row["difference"], 3), _change_interval(row["difference_ci95"]))
         length = (f"{row['mean_tokens']:,.0f}", f"{row['truncated']:.0%}")
         accuracy = (f"{row['pass@1']:.3f}", _interval(row["ci95"]))
         table.add_row(row["measurement"].replace("_", " "), *accuracy, *change, *length)
@@ -110,7 +111,7 @@ def print_modes(modes: dict[str, dict[str, Any]]) -> None:
         if "difference" in figures:  # whole numbers, so that none is -0
             length = (f"{round(figures['thinking_difference']):+,}",)
             length += ("{:+,} to {:+,}".format(*map(round, figures["thinking_difference_ci95"])),)
-            accuracy = (f"{figures['difference']:+.3f}", _interval(figures["difference_ci95"], "+"))
+            accuracy = (format_change(figures["difference"], 3), _change_interval(figures["difference_ci95"]))
             table.add_row(f"{mode} change", *accuracy, *length, "", "", end_section=True)
     out.print(table)
 
@@ -150,5 +151,9 @@ def print_search(result: dict[str, Any], run: Run) -> None:
     print_next(["data", "-c", str(run.config), "--run", name], ["train", "--run", name, *result["best"]["overrides"]])
 
 
-def _interval(interval: list[float], sign: str = "") -> str:
-    return f"{interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}"
+def _interval(interval: list[float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _change_interval(interval: list[float]) -> str:
+    return " to ".join(format_change(end, 3) for end in interval)
