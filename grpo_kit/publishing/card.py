@@ -24,10 +24,12 @@ def render_card(facts: Facts) -> str:
     base = f"[{inline(facts.base.name)}](https://huggingface.co/{facts.base.name})"
     if facts.base.is_embedded:
         base = f"`{facts.base.name}`, the policy of half a million parameters that is embedded in grpo-kit"
+    figures = f"Every figure here was measured by the run itself, and its record is in `{RECORD}`."
+    if not facts.measured:
+        figures = f"No accuracy was measured. What stands here is from the run's own record, `{RECORD}`."
     parts = [
         f"# {inline(facts.repo.partition('/')[2])}",
-        f"A LoRA adapter of {base}, trained by {methods} with {kit}. Every figure here was "
-        f"measured by the run itself, and its record is in `{RECORD}`.",
+        f"A LoRA adapter of {base}, trained by {methods} with {kit}. {figures}",
     ]
     if facts.base.is_embedded:
         parts.append(
@@ -134,7 +136,7 @@ def _limits(facts: Facts) -> list[str]:
         if policy.load_in_4bit
         else f"The adapter was {place} on the base in {policy.dtype}, not on a quantised one.",
         held_out,
-        "One training with one seed. The intervals are over problems, not over trainings.",
+        "One training with one seed." + " The intervals are over problems, not over trainings." * bool(facts.measured),
     ]
     if facts.base.is_named:
         sentences.append(f"The run had its base in a local folder; its author names it {facts.base.name}.")

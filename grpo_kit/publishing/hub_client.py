@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from grpo_kit.display import console
 from grpo_kit.kaggle.credentials import find_hub_token
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -122,7 +124,7 @@ class HubClient:
             parent: the commit that it must follow; the Hub refuses if there is a newer one.
         """
         operations = [CommitOperationAdd(path.name, path) for path in files]
-        with self._translate_errors(repo):
+        with self._translate_errors(repo), _bars_for_people():
             return self.api.create_commit(repo, operations, commit_message=MESSAGE, parent_commit=parent).commit_url
 
     def address(self, repo: str) -> str:
@@ -184,6 +186,20 @@ class HubClient:
 
     def _hide(self, text: str) -> str:
         return " ".join(text.replace(self.token, "***").split())
+
+
+@contextlib.contextmanager
+def _bars_for_people() -> Iterator[None]:
+    """Keep the library's progress bars out of a log: they are for a terminal or a notebook."""
+    is_seen = console.err.is_terminal or console.out.is_jupyter
+    if is_seen or are_progress_bars_disabled() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        yield  # somebody sees them, or has decided
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def digests_of(path: Path) -> set[str]:

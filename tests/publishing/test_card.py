@@ -215,6 +215,15 @@ def test_settings_that_are_no_record_change_nothing(facts):
     assert f"max_new_tokens={length})" in render_card(unmeasured)
 
 
+def test_a_card_without_measurements_speaks_of_no_figures_that_it_has_not(facts):
+    measured, unmeasured = render_card(facts), render_card(facts._replace(measured=[], examples=[]))
+    assert "Every figure here was measured by the run itself, and its record is in `run.json`." in measured
+    assert "- One training with one seed. The intervals are over problems, not over trainings.\n" in measured
+    assert "No accuracy was measured. What stands here is from the run's own record, `run.json`." in unmeasured
+    assert "- One training with one seed.\n" in unmeasured
+    assert not re.search("figure|[Ii]nterval|pass@1", unmeasured)
+
+
 def test_the_rewards_are_those_that_judged_the_rows(facts):
     settings = facts.records["train"]["settings"]
     assert r"| `reward_funcs` | math\_reward, &lt;lambda&gt; |" in render_card(facts)  # functions that were passed

@@ -6,8 +6,10 @@ import signal
 from dataclasses import replace
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from grpo_kit.config import Policy
+from grpo_kit.display import console
 from grpo_kit.publishing import hub_client
 from grpo_kit.publishing import publish as publishing
 from grpo_kit.publishing.base import find_base
@@ -87,6 +89,16 @@ def test_a_run_is_published_file_by_file_in_one_commit(copied, hub, on_hybrid):
     assert hub.tokens == {f"Bearer {TOKEN}"} and TOKEN not in "".join(said)
     assert publish(*copied, REPO, say=said.append).sent == [] and len(repository.commits) == 2
     assert "has all 8 files already" in said[-1]
+
+
+@pytest.mark.parametrize("seen", ["is_terminal", "is_jupyter", None])
+def test_the_librarys_bars_are_drawn_for_people_and_not_into_a_log(hub, files, capsys, monkeypatch, seen):
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    if seen:  # the first is a property
+        monkeypatch.setattr(type(console.err) if seen == "is_terminal" else console.out, seen, True)
+    assert send(hub, files)[0]
+    assert bool(capsys.readouterr().err) is bool(seen)
+    assert not are_progress_bars_disabled()
 
 
 def test_a_dry_run_builds_the_folder_and_asks_nobody(copied, hub):
