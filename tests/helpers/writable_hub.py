@@ -143,7 +143,7 @@ class WritableHub:
         if match := re.fullmatch(r"/storage/([0-9a-f]{64})(?:/(\d+|done))?", path):
             return self.store(method, *match.groups(), body)
         if match := re.fullmatch(
-            r"(?:/api/models)?/([^/]+/[^/]+?)(\.git/.*|/verify|/preupload/main|/commit/main)?", path
+            r"(?:/api/models)?/([^/]+/[^/]+?)(\.git/.*|/verify|/preupload/main|/commit/main|/revision/main)?", path
         ):
             name, rest = match[1], match[2] or ""
             if name in self.renamed:
@@ -152,6 +152,7 @@ class WritableHub:
                 return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
             steps = {
                 "": self.info,
+                "/revision/main": self.info,
                 "/preupload/main": self.preupload,
                 "/commit/main": self.commit,
                 "/verify": self.verify,

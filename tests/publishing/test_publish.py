@@ -258,6 +258,13 @@ def test_a_run_that_was_killed_midway_is_published_by_the_same_call(hub, files, 
         assert held(hub) == FILES and len(hub.repositories[REPO].commits) == 2
 
 
+def test_a_commit_of_the_same_files_that_arrives_meanwhile_is_not_made_twice(hub, files):
+    """As that of a process that was killed: the library sees it before it commits, and makes none."""
+    hub.fail("/preupload/", lambda: hub.repositories[REPO].commits.append(dict(FILES)))
+    send(hub, files)
+    assert held(hub) == FILES and len(hub.repositories[REPO].commits) == 2
+
+
 # USER/REPO that is none
 @pytest.mark.parametrize(
     "to", ["ada", "ada/", "/sums", "a/b/c", "ada/su--ms", "ada/..", "ada/sums.git", "ada/ü", "-a/b", ""]
