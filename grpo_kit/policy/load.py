@@ -78,10 +78,12 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
         remove_incomplete_downloads()
     no_experts = torch.nn.Module()  # none can move yet
-    model = with_relief(no_experts, lambda: _load_published(policy, options), "loading")
+    try:
+        model = with_relief(no_experts, lambda: _load_published(policy, options), "loading")
+    finally:
+        if bars_enabled:
+            transformers_logging.enable_progress_bar()
     model.eval()
-    if bars_enabled:
-        transformers_logging.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
         patches.prepare_model(model)
     if policy.load_in_4bit:

@@ -212,6 +212,6 @@ def _refuse_other(head: Head, repo: str, digests: Mapping[str, set[str]]) -> Non
         held and held not in digests.get(TENSORS_FILE, held) and RECORD not in head.files
     ):  # which grpo-kit always publishes
         raise ValueError(
-            f"{repo} holds an {TENSORS_FILE} that grpo-kit did not publish and that would be replaced; nothing was "
+            f"{repo} holds an {TENSORS_FILE} that the kit did not publish and that would be replaced; nothing was "
             "sent. Name another repository with --to, or remove that file there."
         )

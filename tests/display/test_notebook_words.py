@@ -12,7 +12,7 @@ from tests.helpers.settings import ROOT
 
 # What only the command line, or a file that it writes, shows.
 ELSEWHERE = re.compile(
-    r"/(cli|handoff)/|kaggle/(wheels|kernel|run_kernel)|runs/processes|notebook_words|rewards/tools/audit"
+    r"/(cli|handoff|llama_cpp)/|kaggle/(wheels|kernel|run_kernel|accelerators)|runs/processes|notebook_words|rewards/tools/audit"
 )
 
 

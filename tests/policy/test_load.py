@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.planning import model_size
-from grpo_kit.policy import nf4_source
+from grpo_kit.policy import load, nf4_source
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.policy.model_source import base_model_name, build_config, missing_model
 
@@ -27,6 +28,13 @@ def test_a_model_that_nobody_has_is_one_sentence():
     with pytest.raises(FileNotFoundError, match="policy.model is 'nobody/nothing'") as error:
         load_policy(config.Policy(model="nobody/nothing"))
     assert "\n" not in str(error.value)
+
+
+def test_a_policy_that_cannot_be_loaded_leaves_the_progress_bars_of_others(monkeypatch):
+    monkeypatch.setattr(load, "_load_published", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        load_policy(config.Policy())
+    assert not are_progress_bars_disabled()
 
 
 def test_a_local_folder_is_a_policy(tiny_policy, tmp_path):

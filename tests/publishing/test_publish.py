@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 from grpo_kit.config import Policy
 from grpo_kit.display import console
@@ -94,6 +94,7 @@ def test_a_run_is_published_file_by_file_in_one_commit(copied, hub, on_hybrid):
 @pytest.mark.parametrize("seen", ["is_terminal", "is_jupyter", None])
 def test_the_librarys_bars_are_drawn_for_people_and_not_into_a_log(hub, files, capsys, monkeypatch, seen):
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    enable_progress_bars()
     if seen:  # the first is a property
         monkeypatch.setattr(type(console.err) if seen == "is_terminal" else console.out, seen, True)
     assert send(hub, files)[0]
@@ -213,7 +214,7 @@ def test_a_private_repository_is_private_and_a_public_one_is_refused(hub, files)
 def test_an_adapter_of_another_making_is_not_replaced(hub, files):
     others = {".gitattributes": b"", "adapter_model.safetensors": b"a month of work", "README.md": b"of ada"}
     hub.repositories[REPO] = Repository(commits=[others])
-    with pytest.raises(ValueError, match="holds an adapter_model.safetensors that grpo-kit did not publish"):
+    with pytest.raises(ValueError, match="holds an adapter_model.safetensors that the kit did not publish"):
         send(hub, files)
     assert hub.repositories[REPO].commits == [others] and not any("preupload" in call for call in hub.calls)
     hub.repositories[REPO].commits.append(others | {"adapter_model.safetensors": FILES["adapter_model.safetensors"]})

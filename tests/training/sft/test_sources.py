@@ -211,7 +211,7 @@ def test_a_run_gives_the_best_right_completion_of_each_prompt(trained):
 
 def test_a_run_whose_completions_are_all_wrong_teaches_nothing(trained, monkeypatch):
     chosen, run = trained
-    monkeypatch.setattr(right_completions, "RIGHT", 2.0)
+    monkeypatch.setattr(right_completions, "is_right", lambda paid: False)
     with pytest.raises(ValueError, match="run:small, and none of its 64 completions is right"):
         right_completions.read_right("small", find_run("learner", run.root), chosen)
 
