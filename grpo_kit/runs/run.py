@@ -247,8 +247,8 @@ class Run:
             remedy = f"Run `{command}` to make it again."
             if later := self.stages_after(stage):  # without --force the command would be refused
                 remedy = (
-                    f"Put back a copy of it; or make it again by `{command}` with --force (run.force=true), and then stage "
-                    f"{later[0]!r}, which goes on from it."
+                    f"Put back a copy of it; or make it again by `{command}` with --force (run.force=true), and then "
+                    f"stage {later[0]!r}, which goes on from it."
                 )
             raise FileNotFoundError(
                 f"{self.path / missing[0]}, written by stage {stage!r}, is gone. {name_functions(remedy)}"
