@@ -1,7 +1,6 @@
 """Metrics rows become panels, beside the figures of the summary; a missing value is a gap, never an invented number."""
 
 import json
-import math
 
 import pytest
 
@@ -9,8 +8,7 @@ from grpo_kit.display import run_figures
 from grpo_kit.display.panels import build_panels, moving_average
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
-
-NAN = math.nan
+from tests.helpers.metrics import NAN, rows, same
 
 
 @pytest.fixture
@@ -18,16 +16,8 @@ def run(tmp_path):
     return find_run("r", tmp_path)
 
 
-def rows(count, **values):
-    return [{"step": i + 1, "seconds": 2.0 * (i + 1)} | values for i in range(count)]
-
-
 def titles(run, metrics):
     return [panel.title for panel in build_panels(run, metrics)]
-
-
-def same(actual, expected):
-    return actual == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_run_without_rows_has_no_panel_and_is_at_step_0(run):

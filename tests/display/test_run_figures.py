@@ -1,7 +1,6 @@
 """Metrics rows become a summary; a missing value is left out, never an invented number."""
 
 import json
-import math
 
 import pytest
 
@@ -9,21 +8,12 @@ from grpo_kit.display import run_figures
 from grpo_kit.display.panels import build_panels
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
-
-NAN = math.nan
+from tests.helpers.metrics import NAN, rows, same
 
 
 @pytest.fixture
 def run(tmp_path):
     return find_run("r", tmp_path)
-
-
-def rows(count, **values):
-    return [{"step": i + 1, "seconds": 2.0 * (i + 1)} | values for i in range(count)]
-
-
-def same(actual, expected):
-    return actual == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_report_that_changes_is_read_again(run):
