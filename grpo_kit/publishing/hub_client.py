@@ -101,14 +101,7 @@ class HubClient:
 
     def has_model(self, name: str) -> bool:
         """Whether the Hub has a model of this id that this account sees."""
-        with self._translate_errors(name):
-            try:
-                self.api.model_info(name)
-            except RepositoryNotFoundError as error:
-                if _is_refused_token(error):
-                    raise
-                return False
-            return True
+        return self.read_head(name) is not None
 
     def create(self, repo: str, private: bool) -> None:
         """Create a model's repository; one that exists stays as it is."""

@@ -1,5 +1,6 @@
 """The section of a card on loading the adapter, here in 4 bit, in transformers and in vLLM, and on asking it."""
 
+import shlex
 from string import Template
 
 from grpo_kit.adapters import scorer
@@ -45,7 +46,7 @@ tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
 """
 IN_VLLM = """\
 ```sh
-vllm serve $base --enable-lora --max-lora-rank 32 --lora-modules $name=$repo
+vllm serve $base$pinned --enable-lora --max-lora-rank 32 --lora-modules $name=$repo
 ```"""
 
 
@@ -55,6 +56,7 @@ def describe_loading(facts: Facts) -> list[str]:
     fields = {
         "base": base.name.removeprefix("grpo-kit/") if base.is_embedded else base.name,
         "revision": repr(base.revision),
+        "pinned": f" --revision {shlex.quote(base.revision)}" if base.revision else "",
         "repo": repo,
         "name": repo.partition("/")[2],
         "dtype": config.policy.dtype,

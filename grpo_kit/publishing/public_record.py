@@ -155,14 +155,17 @@ def list_own_words(facts: Facts) -> dict[str, str]:
     named = {"data.source": [source.hub for source in facts.sources if source.hub == source.name]}
     for stage, record in facts.records.items():
         settings = record["settings"]
-        named[f"{SECTIONS[stage]}.source"] = [text.hub for text in list_texts(stage, settings) if text.hub]
         targets = settings.get("lora", {}).get("target_modules") or []
-        named["lora.target_modules"] = [target for target in targets if not re.fullmatch(PLAIN, target)]
         environments = [*settings.get("environments", {}), *settings.get("mix", {})]
-        named["environments"] = [name for name in dict.fromkeys(environments) if name not in (MATH, *KNOWN)]
-        named["rewards"] = _own_rewards(settings)
+        for key, names in {
+            f"{SECTIONS[stage]}.source": [text.hub for text in list_texts(stage, settings) if text.hub],
+            "lora.target_modules": [target for target in targets if not re.fullmatch(PLAIN, target)],
+            "environments": [name for name in environments if name not in (MATH, *KNOWN)],
+            "rewards": _own_rewards(settings),
+        }.items():
+            named.setdefault(key, []).extend(names)
     return {key: text for key, text in words.items() if text} | {
-        key: ", ".join(names) for key, names in named.items() if names
+        key: ", ".join(dict.fromkeys(names)) for key, names in named.items() if names
     }
 
 

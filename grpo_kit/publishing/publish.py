@@ -208,9 +208,8 @@ def _refuse_other(head: Head, repo: str, digests: Mapping[str, set[str]]) -> Non
             f"--to {head.name}."
         )
     held = head.files.get(TENSORS_FILE)
-    if (
-        held and held not in digests.get(TENSORS_FILE, held) and RECORD not in head.files
-    ):  # which grpo-kit always publishes
+    is_ours = RECORD in head.files  # the kit always publishes it
+    if held and TENSORS_FILE in digests and held not in digests[TENSORS_FILE] and not is_ours:
         raise ValueError(
             f"{repo} holds an {TENSORS_FILE} that the kit did not publish and that would be replaced; nothing was "
             "sent. Name another repository with --to, or remove that file there."

@@ -49,7 +49,8 @@ def refuse_secrets(
         files: the files, read as bytes.
         places: paths that must not occur, such as the home folder. One that lies at the top, such as Colab's /content,
             tells nothing of anybody and may be a word of a vocabulary, so it is not looked for.
-        environ: the values of its variables with names like `..._TOKEN` must not occur either.
+        environ: the values of its variables with names like `..._TOKEN` must not occur either, unless they are paths
+            of files that exist. (A key in base64 may begin with a slash too.)
         words: {setting, or another place where a person finds it: text} of what the files were made from. They are
             searched first, so that the message names the setting, and because a card writes some characters otherwise.
 
@@ -59,7 +60,7 @@ def refuse_secrets(
     literal = [
         (f"the value of the environment variable {name}", value.encode())
         for name, value in environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST and "/" not in value[:1]
+        if SECRET_NAME.search(name) and len(value) >= SHORTEST and not _is_path(value)
     ]
     literal += [("the path of a folder of this machine", place.encode()) for place in places if place.count("/") >= 2]
     texts = ((name, [text.encode("utf-8", "replace")]) for name, text in (words or {}).items())
@@ -72,6 +73,13 @@ def refuse_secrets(
                     f"{name} holds {found}, and would become public. Take it out of what the run was made from, make "
                     "the run again, and replace a secret that was written down."
                 )
+
+
+def _is_path(value: str) -> bool:
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):  # too long for a name, or with a null byte
+        return False
 
 
 def _read_pieces(path: Path) -> Iterable[bytes]:

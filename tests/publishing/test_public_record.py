@@ -85,7 +85,11 @@ def test_all_words_of_the_author_that_become_public_are_named(trained):
     facts = facts._replace(
         config=replace(config, data=data),
         base=find_base(Policy(model="org/base", revision="v1"))._replace(is_named=True),
-        records={"sft": {"settings": sft}, "train": facts.records["train"] | {"settings": settings}},
+        records={  # the settings of the last stage have no rewards, which does not unsay those of the stage before
+            "sft": {"settings": sft},
+            "train": facts.records["train"] | {"settings": settings},
+            "prefer": {"settings": {"lora": settings["lora"], "dpo": {"source": "run"}}},
+        },
         sources=[
             run_facts.Source("ada/private", "unstated", "ada/private", 1, [], "x"),
             run_facts.Source("gsm8k", "mit", "openai/gsm8k", 1, [], "y"),

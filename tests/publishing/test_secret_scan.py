@@ -53,7 +53,12 @@ def test_values_of_the_environment_and_places_are_found(tmp_path):
     for environ in ({"MY_API_KEY": "opensesame-1234"}, {"SERVICE_TOKEN": "opensesame-1234"}):
         with pytest.raises(ValueError, match="the value of the environment variable"):
             refuse_secrets([path], environ=environ)
-    refuse_secrets([path], environ={"EDITOR": "opensesame-1234", "X_TOKEN": "short", "KEY_FILE_TOKEN": "/etc/pki"})
+    refuse_secrets([path], environ={"EDITOR": "opensesame-1234", "X_TOKEN": "short", "KEY_FILE_TOKEN": str(path)})
+    path.write_text(f"see {path} and /aB3dE5fG7hI9jK1lM3")
+    refuse_secrets([path], environ={"KEY_FILE_TOKEN": str(path)})
+    with pytest.raises(ValueError, match="the value of the environment variable"):
+        refuse_secrets([path], environ={"AWS_SECRET_ACCESS_KEY": "/aB3dE5fG7hI9jK1lM3"})  # base64, and no path
+    path.write_text("see /home/ada/runs, opensesame-1234, short, /etc/pki, /content")
     with pytest.raises(ValueError, match="the path of a folder of this machine"):
         refuse_secrets([path], ["/home/ada"], environ={})
     refuse_secrets([path], ["/", "/etc", "/content"], environ={})  # /content: Colab, and a word of vocabularies

@@ -17,7 +17,7 @@ from grpo_kit.adapters.layouts import read_pairs
 from grpo_kit.adapters.model_files import find_base_folder, list_shards
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging
-from grpo_kit.handoff.companions import list_companions
+from grpo_kit.handoff.companions import list_companions, read_companions
 from grpo_kit.nemotron import base_models
 from grpo_kit.publishing.llama_cpp import gguf_lora, readme
 from grpo_kit.publishing.llama_cpp.as_trained import Training, read_training
@@ -209,7 +209,8 @@ def _write_merged(export: Export, progress: Progress | None) -> list[str]:
     embedded = str(base_models.EMBEDDED.get(base_models.recognize_base(export.base.source), export.base.source))
     base = find_base_folder(embedded, None if Path(embedded).is_dir() else export.base.revision)
     companions = list_companions(base)
-    refuse_secrets(companions)
+    written = {name: content.decode("utf-8", "replace") for name, content in read_companions(base).items()}
+    refuse_secrets((), export.places, words=written)
     states = {name: (base / name).stat() for name in list_shards(base)}
     made_of = {
         "grpo-kit": __version__,
