@@ -66,10 +66,12 @@ def format_change(change: float, digits: int = 1) -> str:
     Example:
         >>> [format_change(points) for points in (12.34, 0.04, -0.0003, -1e-17)]
         ['+12.3', '+0.04', '-0.0003', '+0.0']
+        >>> [format_change(tokens, 0) for tokens in (1234.5, -0.3)]
+        ['+1,234', '-0.3']
     """
     for precise in range(digits, DIGITS + 1):
-        text = f"{change:+.{precise}f}"
-        if float(text):
+        text = f"{change:+,.{precise}f}"
+        if float(text.replace(",", "")):
             return text
     return f"{0:+.{digits}f}"
 

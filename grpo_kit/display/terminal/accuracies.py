@@ -108,9 +108,9 @@ def print_modes(modes: dict[str, dict[str, Any]]) -> None:
             length = (f"{own['thinking']:,.0f}", "{:,.0f} to {:,.0f}".format(*own["thinking_ci95"]))
             accuracy = (f"{own['pass@1']:.3f}", _interval(own["ci95"]))
             table.add_row(f"{mode} {side}", *accuracy, *length, *within)
-        if "difference" in figures:  # whole numbers, so that none is -0
-            length = (f"{round(figures['thinking_difference']):+,}",)
-            length += ("{:+,} to {:+,}".format(*map(round, figures["thinking_difference_ci95"])),)
+        if "difference" in figures:
+            length = (format_change(figures["thinking_difference"], 0),)
+            length += (" to ".join(format_change(end, 0) for end in figures["thinking_difference_ci95"]),)
             accuracy = (format_change(figures["difference"], 3), _change_interval(figures["difference_ci95"]))
             table.add_row(f"{mode} change", *accuracy, *length, "", "", end_section=True)
     out.print(table)

@@ -11,6 +11,7 @@ from rich.table import Table
 from grpo_kit.adapters.findings import Finding
 from grpo_kit.display.console import INDENT, out
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import format_count
 
 COLORS = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
 
@@ -42,7 +43,7 @@ def print_judge(report: dict[str, Any]) -> None:
             table.add_row(name, f"{share['value']:.3f}", f"95 % {share['ci95'][0]:.3f} to {share['ci95'][1]:.3f}")
     table.add_row("comparisons without a verdict", f"{report['no_verdict']:.3f}", "")
     pairs = report["pairs"]
-    count = f"{pairs['count']} {'pair' if pairs['count'] == 1 else 'pairs'}"
+    count = format_count(pairs["count"], "pair")
     out.print(escape(f"judge    {report['judge']['model']}, on {count} of {pairs['source']}"))
     out.print(table)
     for sentence in report["words"]:
