@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import netrc
 import os
 import shlex
 import threading
@@ -94,8 +95,8 @@ def _find_netrc(home: Path) -> str:
     """Where `wandb login` left its key; empty when it did not."""
     path = home / ".netrc"
     try:
-        return str(path) if "api.wandb.ai" in path.read_text() else ""
-    except (OSError, ValueError):
+        return str(path) if "api.wandb.ai" in netrc.netrc(path).hosts else ""
+    except (OSError, ValueError, netrc.NetrcParseError):
         return ""
 
 

@@ -70,8 +70,11 @@ def test_a_key_of_colabs_secrets_reaches_wandb_and_no_sentence(installed, monkey
     assert "WANDB_API_KEY in Colab's secrets" in sentence and "kkk" not in sentence
 
 
-def test_a_netrc_that_cannot_be_read_is_no_key(installed, tmp_path):
-    (tmp_path / ".netrc").write_bytes(b"\xff\xfe api.wandb.ai")
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe api.wandb.ai", b"#machine api.wandb.ai login user password k", b"machine api.wandb.ai what"]
+)
+def test_a_netrc_that_cannot_be_read_or_has_the_line_commented_out_is_no_key(installed, tmp_path, content):
+    (tmp_path / ".netrc").write_bytes(content)
     assert trackers.choose_trackers("wandb", {}, tmp_path)[0] == ["tensorboard"]
 
 
