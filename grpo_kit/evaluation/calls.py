@@ -1,6 +1,6 @@
-"""Calls of tools in what a measurement sampled, apart by whether the prompt declares tools.
+"""How many sampled replies call a tool, counted separately for prompts with and without declared tools.
 
-A call where none are declared is hallucinated: nobody answers it. Which texts are calls says `policy.tool_calls`.
+A call where none are declared is hallucinated: nobody answers it. `policy.tool_calls` decides what counts as a call.
 """
 
 from collections.abc import Mapping, Sequence

@@ -86,7 +86,7 @@ def measure(
         `planning.expert_load`).
 
     Raises:
-        ValueError: `stage` is neither; no reference answer can be used, or a judge rewards all rows; the stage is
+        ValueError: `stage` is none of these; no reference answer can be used, or a judge rewards all rows; the stage is
             finished with other settings; a verifier refuses to run on this machine.
         FileNotFoundError: the run has no data, or the stage that is measured is not finished.
         TypeError: an argument has another type.

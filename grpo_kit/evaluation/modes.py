@@ -73,7 +73,7 @@ def open_once() -> OpenEngine:
 
 
 def in_order(modes: list[str]) -> list[str]:
-    """The modes that may be sampled by vLLM first, so that the policy is loaded twice at most."""
+    """The modes that may be sampled by vLLM first, so that among them the policy is loaded twice at most."""
     return sorted(modes, key=lambda mode: mode.startswith("cut"))
 
 

@@ -188,6 +188,7 @@ def open_engine(
     Returns:
         (the engine, the reason why it is not vLLM or "").
     """
+    _free_memory()  # of an engine that the caller has let go
     model, tokenizer = _load_with_adapter(config, adapter)
     reason = _find_obstacle(config) if config.evaluation.use_vllm else "evaluation.use_vllm is false"
     if not reason:

@@ -11,10 +11,7 @@ from grpo_kit.runs.run import Run
 from grpo_kit.tuning.report import draw_trials
 from grpo_kit.tuning.space import Axis
 
-NO_TRIAL = (
-    "The search was stopped before its first trial ended, so there is nothing to show. Run it again: it begins with "
-    "this trial."
-)
+NO_TRIAL = "The search was stopped before its first trial ended, so there is nothing to show. Run it again."
 
 
 def finished_trials(study: Any) -> list[Any]:

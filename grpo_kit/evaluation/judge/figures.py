@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from grpo_kit.config import RunConfig
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.evaluation.judge.pairs import Pair
+from grpo_kit.runs.texts import format_count
 
 MOST_SILENT = 0.1  # share of the comparisons that may have no verdict
 LEAST_PAIRS = 20  # that need a verdict before a judge may train, or anything is concluded from them
@@ -65,7 +66,7 @@ def find_fault(report: dict[str, Any], threshold: float) -> Fault | None:
             f"{silent}, and {MOST_SILENT:.0%} are allowed", f"{why} Correct that, or name another judge (judge.model)."
         )
     if report["judged"] < LEAST_PAIRS:
-        counted = f"{report['judged']} {'pair' if report['judged'] == 1 else 'pairs'}"
+        counted = format_count(report["judged"], "pair")
         return Fault(f"it was measured on {counted} with a known winner, and {LEAST_PAIRS} are needed", more)
     agreement = report["agreement"]
     low, high = agreement["ci95"]
